@@ -50,17 +50,19 @@ class ConfusionMatrix:
     @classmethod
     def from_sparse(
         cls,
-        num_classes: int,
         truth: Sequence[int],
         prediction: Sequence[int],
         pixels: Sequence[int],
+        unpredicted: Sequence[int],
         ignored: int = 0,
     ) -> ConfusionMatrix:
         """The inverse of `sparse`; equal pairs add up, so the lists of many pictures may be joined end to end."""
-        wide = np.zeros((num_classes, num_classes + 1), dtype=np.int64)
-        at = (np.asarray(truth, dtype=np.int64), np.asarray(prediction, dtype=np.int64))
-        np.add.at(wide, at, np.asarray(pixels, dtype=np.int64))
-        return cls.from_counts(wide[:, :num_classes], wide[:, num_classes], ignored)
+        result = cls(len(unpredicted))
+        pairs = (np.asarray(truth, dtype=np.int64), np.asarray(prediction, dtype=np.int64))
+        np.add.at(result.matrix, pairs, np.asarray(pixels, dtype=np.int64))
+        result.unpredicted += np.asarray(unpredicted, dtype=np.int64)
+        result.ignored = int(ignored)
+        return result
 
     def update(
         self, truth: np.ndarray, prediction: np.ndarray | None, ignore_value: int = 255
@@ -162,10 +164,9 @@ class ConfusionMatrix:
         return int(self.truth_pixels.sum())
 
     def sparse(self) -> tuple[list[int], list[int], list[int]]:
-        """The pairs that occur as three lists (truth, prediction, pixels); prediction K is the unpredicted column."""
-        wide = np.concatenate([self.matrix, self.unpredicted[:, None]], axis=1)
-        truth, prediction = np.nonzero(wide)
-        return truth.tolist(), prediction.tolist(), wide[truth, prediction].tolist()
+        """The entries of the matrix that are not 0, as three lists: truth, prediction, pixels."""
+        truth, prediction = np.nonzero(self.matrix)
+        return truth.tolist(), prediction.tolist(), self.matrix[truth, prediction].tolist()
 
     @property
     def iou(self) -> np.ndarray:

@@ -1,0 +1,23 @@
+"""Distributed image segmentation for whole data sets, on Ray.
+
+The rooms, in the order data flows through them, are listed in README.md. Importing this package is cheap: neither torch
+nor Ray is loaded until a room that needs one is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.sink import read_predictions
+
+__all__ = ["read_predictions"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "read_predictions":
+        from pipeline.sink import read_predictions
+
+        return read_predictions
+    raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

@@ -1,0 +1,100 @@
+"""The Arrow schemas of every table, versioned: the single truth about columns.
+
+A reader reads its own version and every older one; columns that an older file lacks read as null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+STATUSES = ("ok", "fetch_error", "decode_error", "changed", "too_large", "timeout", "model_error")
+TRANSIENT_STATUSES = ("fetch_error", "timeout", "model_error")  # get one more pass before the run ends
+
+WINDOW = pa.struct([(side, pa.int32()) for side in ("x", "y", "width", "height")])
+
+_IDENTITY = [
+    pa.field("region_id", pa.int64(), nullable=False),  # dense from 0 in path order; bookkeeping inside one run
+    pa.field("region_key", pa.string(), nullable=False),  # 32 hex digits; a region's identity across runs
+    pa.field("path", pa.string(), nullable=False),  # relative to the collection's root
+    pa.field("uri", pa.string(), nullable=False),
+]
+
+MANIFEST = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("kind", pa.string(), nullable=False),  # picture | raster | video
+        pa.field("size_bytes", pa.int64()),
+        pa.field("version", pa.string()),  # etag or mtime
+        pa.field("window", WINDOW),  # null = the whole picture
+        pa.field("frame", pa.int64()),
+        pa.field("split", pa.string()),
+        pa.field("label_uri", pa.string()),
+    ]
+)
+
+_RESULT = [
+    pa.field("height", pa.int32()),
+    pa.field("width", pa.int32()),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("error", pa.string()),
+    pa.field("mask", pa.large_binary()),  # row-major class map; null unless status is ok
+    pa.field("mask_dtype", pa.string()),  # uint8, or uint16 above 254 classes
+    pa.field("class_pixels", pa.list_(pa.int64())),  # one per class
+    pa.field("mean_confidence", pa.float32()),
+    pa.field("class_confidence", pa.list_(pa.float32())),  # mean per class; null where the class does not occur
+    pa.field("low_confidence_share", pa.float32()),  # of the pixels
+    pa.field("crs", pa.string()),  # rasters only
+    pa.field("transform", pa.list_(pa.float64())),  # rasters only: the six numbers of the affine transform
+]
+
+STATISTICS = pa.schema(
+    [
+        pa.field("scope", pa.string(), nullable=False),  # all | folder | a travelling column's name
+        pa.field("value", pa.string()),  # which folder, which value of the column; null for "all"
+        pa.field("regions", pa.int64(), nullable=False),
+        pa.field("ok", pa.int64(), nullable=False),
+        *(pa.field(status, pa.int64(), nullable=False) for status in STATUSES[1:]),
+        pa.field("pixels", pa.int64(), nullable=False),
+        pa.field("class_pixels", pa.list_(pa.int64()), nullable=False),
+        pa.field("class_share", pa.list_(pa.float64()), nullable=False),  # of the predicted pixels
+        pa.field("mean_confidence", pa.float64()),  # over pixels
+        pa.field("low_confidence_share", pa.float64()),  # of the pixels
+    ]
+)
+
+EVALUATION = pa.schema(
+    [
+        pa.field("region_key", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("uri", pa.string()),
+        pa.field("label_uri", pa.string()),
+        pa.field("status", pa.string(), nullable=False),  # ok | label_missing | label_error | size_mismatch
+        pa.field("error", pa.string()),
+        pa.field("truth", pa.list_(pa.int32())),  # the picture's confusion matrix, entries that are not 0
+        pa.field("prediction", pa.list_(pa.int32())),
+        pa.field("pixels", pa.list_(pa.int64())),
+        pa.field("unpredicted", pa.list_(pa.int64())),  # one per class
+        pa.field("ignored", pa.int64()),
+        pa.field("pixel_accuracy", pa.float64()),
+        pa.field("miou", pa.float64()),
+    ]
+)
+
+
+def travelling(manifest: pa.Schema) -> list[pa.Field]:
+    """The columns a manifest has beyond ours; they travel to the results. `split` travels with them."""
+    own = set(MANIFEST.names) - {"split"}
+    return [field for field in manifest if field.name not in own]
+
+
+def predictions_schema(extra: Iterable[pa.Field] = (), metadata: dict[str, str] | None = None) -> pa.Schema:
+    """The `predictions` table with the travelling columns `extra` between identity and result."""
+    identity = [
+        *_IDENTITY,
+        *(MANIFEST.field(name) for name in ("version", "size_bytes", "window", "frame")),
+    ]
+    return pa.schema([*identity, *extra, *_RESULT], metadata=metadata)

@@ -1,8 +1,8 @@
 """The confusion matrix, and every figure that follows from it.
 
-`matrix[truth, prediction]` is int64 and exact, so matrices of pictures, workers and nights add up to the same in any
-order. Beside it stand the column `unpredicted` (truth pixels without a prediction, or with one outside the label set)
-and `ignored` (pixels whose truth is void, left out of everything).
+`matrix[truth, prediction]` is int64 and exact, so matrices of pictures, workers and nights add up to the same
+in any order. Beside it stand the column `unpredicted` (truth pixels without a prediction, or with one outside the
+label set) and `ignored` (pixels whose truth is void, left out of everything).
 
 With t_i = row sum of the matrix + unpredicted_i, p_i = column sum, T = sum of t_i:
 
@@ -12,8 +12,8 @@ With t_i = row sum of the matrix + unpredicted_i, p_i = column sum, T = sum of t
     FWIoU  sum t_i / T * IoU_i
     Dice_i 2 m_ii / (t_i + p_i)            mean over the classes with t_i + p_i > 0
 
-So a pixel without a prediction is a miss for its row and in no p_i. A class in neither truth nor prediction has no
-value: None, never 0, 1 or NaN. mmsegmentation, Cityscapes and Hugging Face agree with this.
+So a pixel without a prediction is a miss for its row and in no p_i. A class in neither truth nor prediction has
+no value: None, never 0, 1 or NaN. mmsegmentation, Cityscapes and Hugging Face agree with this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHUNK_PX = 1 << 18  # bincount widens its input to 8 bytes a pixel: 2 MiB at a t
 
 
 class ConfusionMatrix:
-    """Pixel counts of K classes: `matrix` (int64, K x K, [truth, prediction]), `unpredicted` (int64, K), `ignored`."""
+    """Pixel counts of K classes: `matrix` (int64, K x K), `unpredicted` (int64, K) and `ignored`."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -56,7 +56,7 @@ class ConfusionMatrix:
         unpredicted: Sequence[int],
         ignored: int = 0,
     ) -> ConfusionMatrix:
-        """The inverse of `sparse`; equal pairs add up, so the lists of many pictures may be joined end to end."""
+        """The inverse of `sparse`. Equal pairs add up: lists of many pictures may be joined end to end."""
         result = cls(len(unpredicted))
         pairs = (np.asarray(truth, dtype=np.int64), np.asarray(prediction, dtype=np.int64))
         np.add.at(result.matrix, pairs, np.asarray(pixels, dtype=np.int64))
@@ -64,14 +64,12 @@ class ConfusionMatrix:
         result.ignored = int(ignored)
         return result
 
-    def update(
-        self, truth: np.ndarray, prediction: np.ndarray | None, ignore_value: int = 255
-    ) -> ConfusionMatrix:
+    def update(self, truth: np.ndarray, prediction: np.ndarray | None, ignore_value: int = 255) -> ConfusionMatrix:
         """Counts one picture (or a batch of them) and returns itself.
 
-        `truth` holds class ids and `ignore_value`, `prediction` class ids and anything else for "no prediction"; both
-        are integers of one shape. Without a prediction every truth pixel is unpredicted. Raises ValueError for shapes
-        that differ and for a truth value that is neither a class nor `ignore_value`.
+        `truth` holds class ids and `ignore_value`, `prediction` class ids and anything else for "no prediction";
+        both are integers of one shape. Without a prediction every truth pixel is unpredicted. Raises ValueError
+        for sizes that differ and for a truth value that is neither a class nor `ignore_value`.
         """
         truth = np.ascontiguousarray(truth).reshape(-1)
         if prediction is None:
@@ -93,7 +91,7 @@ class ConfusionMatrix:
         return self
 
     def _count_bytes(self, truth: np.ndarray, prediction: np.ndarray, ignore_value: int) -> np.ndarray:
-        """Two uint8 side by side are one uint16 (truth << 8 | prediction): one bincount, no arithmetic on pixels."""
+        """Two uint8 side by side are one uint16, truth << 8 | prediction: one bincount and no arithmetic."""
         pairs = np.empty((truth.size, 2), dtype=np.uint8)
         pairs[:, 0], pairs[:, 1] = prediction, truth
         counts = np.bincount(pairs.view("<u2").reshape(-1), minlength=1 << 16).reshape(256, 256)
@@ -203,7 +201,7 @@ class ConfusionMatrix:
     def metrics(self, names: Sequence[str]) -> dict[str, Any]:
         """Everything as plain JSON values, fractions in 0..1 unrounded, None where there is no value.
 
-        `names` are the K class names, the keys of `per_class`. Raises ValueError where their number is another.
+        `names` are the K class names, the keys of `per_class`. Raises ValueError if there are not K of them.
         """
         if len(names) != self.num_classes:
             raise ValueError(f"{len(names)} names for {self.num_classes} classes")

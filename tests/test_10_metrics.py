@@ -97,9 +97,7 @@ def test_nothing_to_measure_is_null_everywhere(matrix: ConfusionMatrix) -> None:
 @given(pictures())
 def test_against_torchmetrics_and_scikit_learn(case: tuple[int, np.ndarray, np.ndarray]) -> None:
     num_classes, truth, prediction = case
-    prediction = np.where(prediction == IGNORE, 0, prediction).astype(
-        np.uint8
-    )  # both know no "no prediction"
+    prediction = np.where(prediction == IGNORE, 0, prediction).astype(np.uint8)  # unknown to both
     found = count(num_classes, truth, prediction)
     kept = truth != IGNORE
     t, p = truth[kept], prediction[kept]
@@ -141,9 +139,10 @@ def test_every_way_of_counting_gives_the_definition(case: tuple[int, np.ndarray,
         assert count(num_classes, truth.astype(dtype), prediction.astype(dtype)) == expected
     assert count(num_classes, truth.T, prediction.T) == expected  # not contiguous
     assert count(num_classes, truth, None).unpredicted.tolist() == expected.truth_pixels.tolist()
-    stored = (*expected.sparse(), expected.unpredicted.tolist(), expected.ignored)
-    assert ConfusionMatrix.from_sparse(*stored) == expected
-    twice = ConfusionMatrix.from_sparse(*(2 * part for part in stored[:3]), *stored[3:])
+    pairs, rest = expected.sparse(), (expected.unpredicted.tolist(), expected.ignored)
+    assert ConfusionMatrix.from_sparse(*pairs, *rest) == expected
+    truth_ids, prediction_ids, pixels = pairs
+    twice = ConfusionMatrix.from_sparse(truth_ids * 2, prediction_ids * 2, pixels * 2, *rest)
     np.testing.assert_array_equal(twice.matrix, 2 * expected.matrix)
 
 

@@ -1,0 +1,82 @@
+"""The blocks that several networks share: convolution + batch norm + ReLU, image pooling, atrous spatial pyramid.
+
+Shapes are N x C x H x W; "stride s" means H/s x W/s of the network's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def resize(x: Tensor, like: Tensor) -> Tensor:
+    """Bilinear to the height and width of `like` (N x C x h x w -> N x C x H x W); `x` itself where they agree."""
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    return functional.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class ConvBNReLU(nn.Sequential):
+    """k x k convolution without bias, batch norm, ReLU; keeps the size at stride 1."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+    ) -> None:
+        convolution = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            groups=groups,
+            bias=False,
+        )
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        super().__init__(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+class ImagePooling(nn.Module):
+    """Global average pooling and a 1x1 convolution: N x C x H x W -> N x out x 1 x 1.
+
+    A bias instead of batch norm: one value a picture gives no statistics worth keeping at the small batches of a CPU
+    worker, and a batch of one picture could not be trained at all.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x.mean(dim=(2, 3), keepdim=True))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling (Chen et al. 2017, "Rethinking Atrous Convolution", section 3.3).
+
+    1x1, one 3x3 per rate and image pooling side by side, concatenated, projected: N x C x H x W -> N x out x H x W.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int = 256, rates: Sequence[int] = (6, 12, 18), dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([ConvBNReLU(in_channels, out_channels, 1)])
+        self.branches.extend(ConvBNReLU(in_channels, out_channels, 3, dilation=rate) for rate in rates)
+        self.pooling = ImagePooling(in_channels, out_channels)
+        self.project = ConvBNReLU((len(self.branches) + 1) * out_channels, out_channels, 1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = functional.relu(self.pooling(x)).expand(-1, -1, *x.shape[-2:])
+        return self.dropout(self.project(torch.cat([*(branch(x) for branch in self.branches), context], dim=1)))

@@ -1,0 +1,113 @@
+"""Joining Ray: the cluster that `RAY_ADDRESS` names, or a local one of at least four logical CPUs.
+
+A job that said "local" under `ray job submit` would start a private Ray inside the head and ignore the cluster, and
+everything would look well; so the address decides, never the code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+from collections.abc import Iterable
+from types import FrameType
+
+from pipeline import storage
+from pipeline.errors import InputError, Stopped
+
+# Read by torch, S3 clients and the tests' hooks before Python code of ours runs in a worker.
+_CARRIED_PREFIXES = ("AWS_", "SEGMENTATION_")
+_WORKER_ENV = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning OpenMP threads beside another busy process cost 47 times
+}
+_LOCAL_CPUS = 4  # each stage wants a CPU of its own: one or two deadlock
+
+
+def connect(written: Iterable[str], *, shared_filesystem: bool = False) -> None:
+    """Join the cluster, or start a local Ray. Does nothing where this process has joined already.
+
+    `written` are the URIs that the job will write: a relative local path under `ray job submit` (the working folder is
+    a copy in a node's cache there) and any local path on more than one node (unless `shared_filesystem`) raise
+    InputError.
+    """
+    written = list(written)
+    _refuse_relative_under_submit(written)
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        # Ray listens on every interface; a token of this run's own keeps others out
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's announced default; ends its warning
+    import ray
+
+    if not ray.is_initialized():
+        variables = {k: v for k, v in os.environ.items() if k.startswith(_CARRIED_PREFIXES)}
+        options = {
+            "runtime_env": {"env_vars": {**_WORKER_ENV, **variables}},
+            "logging_level": logging.WARNING,
+            "log_to_driver": False,  # every actor start prints a harmless ERROR line (ray#53727)
+        }
+        if address:
+            ray.init(address=address, **options)
+        else:
+            cpus = max(_LOCAL_CPUS, os.cpu_count() or 1)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+        _stop_on_sigterm()  # after ray.init, which sets a handler of its own
+    _refuse_local_on_many_nodes(written, shared_filesystem)
+    _configure_data()
+
+
+def num_nodes() -> int:
+    """Living nodes that run work."""
+    import ray
+
+    return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0)
+
+
+def _configure_data() -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    # the default of 30 minutes kills a job that waits for spot machines
+    if hasattr(context, "execution_no_progress_timeout_s"):
+        context.execution_no_progress_timeout_s = 6 * 3600
+    for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _refuse_relative_under_submit(written: Iterable[str]) -> None:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return
+    for uri in written:
+        if storage.is_local(uri) and not os.path.isabs(uri.split("://", 1)[-1]):
+            raise InputError(
+                "a submitted job cannot write to a relative path: its working folder is a copy that is thrown away",
+                where=uri,
+                expected="s3://... or an absolute path",
+            )
+
+
+def _refuse_local_on_many_nodes(written: Iterable[str], shared_filesystem: bool) -> None:
+    local = [uri for uri in written if storage.is_local(uri)]
+    if local and not shared_filesystem and num_nodes() > 1:
+        raise InputError(
+            f"a local path is not the same place on {num_nodes()} nodes",
+            where=local[0],
+            expected="s3://...",
+            todo="give --shared-filesystem if every node sees that path",
+        )
+
+
+def _stop_on_sigterm() -> None:
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Stopped("stopped on request; resume with the same command")
+
+    try:
+        signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        pass  # not the main thread: the caller has handlers of its own

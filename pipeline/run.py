@@ -1,0 +1,190 @@
+"""A job's output folder: whose it is, what run it holds, and how it is left.
+
+`_run.json` holds two fingerprints: *result* (everything that can change what comes out) and *manifest* (the content that
+went in). The same command on the same folder resumes or says "complete"; another run is refused. `_lease.json` names the
+one live driver. Bad input leaves the folder as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from pipeline import storage
+from pipeline.errors import InputError
+from pipeline.lease import LEASE, Lease
+
+RUN, SUCCESS, CONFIG, LOGS = "_run.json", "_SUCCESS", "_config.yaml", "_logs"
+
+
+class Run:
+    """One run of one job in its output folder. Made by `open_run`."""
+
+    def __init__(self, output: str, job: str, record: dict[str, Any], lease: Lease, fresh: bool) -> None:
+        self.output = output
+        self.job = job
+        self.fresh = fresh  # nothing of this run was here before
+        self.lease = lease
+        self._record = record
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `_run.json` holds: job, the fingerprints and their parts, and what `remember` added."""
+        return self._record
+
+    def at(self, *parts: str) -> str:
+        """The URI of something in the output folder."""
+        return storage.join(self.output, *parts)
+
+    def remember(self, **values: Any) -> None:
+        """Keep values in `_run.json` that a resumed run must use again (the padded batch size, threads, ...)."""
+        if any(self._record.get(name) != value for name, value in values.items()):
+            self._record.update(values)
+            storage.write_json(self.at(RUN), self._record)
+
+    def set_manifest(self, parts: dict[str, Any]) -> None:
+        """Fix what went in. Raises InputError where the folder's run was made from other content."""
+        before = self._record.get("manifest")
+        if before is not None:
+            _refuse_other(self.output, "manifest", before, parts)
+        self.remember(manifest=parts, manifest_fingerprint=fingerprint(parts))
+
+    def success(self, summary: dict[str, Any]) -> None:
+        """Mark the run complete; the very last write."""
+        self.lease.check()
+        storage.write_json(self.at(SUCCESS), {"job": self.job, "finished": _now(), **summary})
+
+    def reopen(self) -> None:
+        """Take the mark of completeness back, before anything else is changed."""
+        storage.remove(self.at(SUCCESS))
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a complete run, None for an unfinished one."""
+        try:
+            summary: dict[str, Any] = storage.read_json(self.at(SUCCESS))
+        except FileNotFoundError:
+            return None
+        return summary
+
+
+@contextlib.contextmanager
+def open_run(
+    output: str,
+    job: str,
+    result: dict[str, Any],
+    config: Any,
+    *,
+    overwrite: bool = False,
+    single_writer: bool = False,
+) -> Iterator[Run]:
+    """Open an output folder for a job: refuse another run's, take the lease, keep it until the block ends.
+
+    `result` holds everything that can change what comes out, by name (JSON values); `config` is the job's dataclass, saved
+    as `_config.yaml`. Raises InputError, with the folder left as it was, where it holds another run or is leased to a live
+    driver. On InputError from within, a fresh folder is emptied again.
+    """
+    output = storage.absolute(output)
+    result = json.loads(json.dumps(result))
+    record = _existing(output, job)
+    if record is not None and not overwrite:
+        _refuse_other(output, "result", record["result"], result)
+    lease = Lease.acquire(output, single_writer=single_writer)
+    fresh = record is None or overwrite
+    try:
+        if overwrite:
+            _clear(output, keep=(LEASE,))
+        if fresh:
+            record = {"job": job, "result": result, "result_fingerprint": fingerprint(result), "started": _now()}
+            storage.write_json(storage.join(output, RUN), record)
+        if fresh or not storage.exists(storage.join(output, SUCCESS)):
+            storage.write_bytes(storage.join(output, CONFIG), _yaml(config))
+        assert record is not None
+        yield Run(output, job, record, lease, fresh)
+    except InputError:
+        if fresh and not overwrite:
+            _clear(output, keep=(LEASE,))
+        raise
+    finally:
+        lease.release()
+
+
+def fingerprint(parts: dict[str, Any]) -> str:
+    """32 hex digits of a hash of JSON values, independent of key order."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _existing(output: str, job: str) -> dict[str, Any] | None:
+    """The record of the run in the folder; None for a folder that is free. Raises InputError for one that is not."""
+    try:
+        record: dict[str, Any] = storage.read_json(storage.join(output, RUN))
+    except (FileNotFoundError, NotADirectoryError):
+        others = [name for name in storage.list_names(output) if name not in (LEASE, LOGS) and name[0] != "."]
+        if storage.is_local(output) and storage.exists(output) and not storage.is_folder(output):
+            raise InputError("output is a file", where=output, expected="a folder") from None
+        if others:
+            raise InputError(
+                "output folder holds something else",
+                where=output,
+                found=", ".join(others[:3]),
+                expected="an empty or new folder, or one of this job's runs",
+            ) from None
+        return None
+    except ValueError as error:
+        raise InputError("output folder holds a damaged run", where=storage.join(output, RUN), found=error) from None
+    if record.get("job") != job:
+        raise InputError(
+            "output folder holds another run",
+            where=output,
+            found=f"a run of {record.get('job')!r}",
+            expected=f"one of {job!r}",
+            todo="give another --output",
+        )
+    return record
+
+
+def _refuse_other(output: str, kind: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if differing:
+        name = differing[0]
+        more = f" (and {', '.join(differing[1:4])})" if len(differing) > 1 else ""
+        raise InputError(
+            f"output folder holds another run: {kind} differs in {name}{more}",
+            where=output,
+            found=_short(before.get(name)),
+            expected=_short(now.get(name)),
+            todo="give another --output, the same options as before, or --overwrite",
+        )
+
+
+def _clear(output: str, keep: tuple[str, ...]) -> None:
+    for name in storage.list_names(output):
+        if name in keep:
+            continue
+        uri = storage.join(output, name)
+        storage.remove_tree(uri) if storage.is_folder(uri) else storage.remove(uri)
+
+
+def _yaml(config: Any) -> bytes:
+    values = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)  # type: ignore[arg-type]
+    plain = json.loads(json.dumps(values, default=str))
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return text.encode()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+

@@ -73,10 +73,11 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back, if it still is ours."""
+        released = self._stop.is_set()
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        if self._is_mine():
+        if not released and self._is_mine():
             storage.remove(self.uri)
 
     def _renew(self) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -96,7 +97,12 @@ def open_run(
     record = _existing(output, job)
     if record is not None and not overwrite:
         _refuse_other(output, "result", record["result"], result)
-    lease = Lease.acquire(output, single_writer=single_writer)
+    made = _folders_to_make(output)
+    try:
+        lease = Lease.acquire(output, single_writer=single_writer)
+    except InputError:
+        _remove_empty(made)
+        raise
     fresh = record is None or overwrite
     try:
         if overwrite:
@@ -111,6 +117,8 @@ def open_run(
     except InputError:
         if fresh and not overwrite:
             _clear(output, keep=(LEASE,))
+        lease.release()
+        _remove_empty(made)
         raise
     finally:
         lease.release()
@@ -170,6 +178,22 @@ def _clear(output: str, keep: tuple[str, ...]) -> None:
             continue
         uri = storage.join(output, name)
         storage.remove_tree(uri) if storage.is_folder(uri) else storage.remove(uri)
+
+
+def _folders_to_make(output: str) -> list[str]:
+    """The local folders that do not exist yet, deepest first: bad input takes them away again."""
+    made: list[str] = []
+    folder = storage.local_path(output) if storage.is_local(output) else ""
+    while folder and not os.path.exists(folder):
+        made.append(folder)
+        folder = os.path.dirname(folder)
+    return made
+
+
+def _remove_empty(folders: list[str]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            os.rmdir(folder)
 
 
 def _yaml(config: Any) -> bytes:

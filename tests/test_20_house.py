@@ -14,8 +14,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # The rooms in the order data flows through them; a room imports only rooms to its left. This is the one list.
 ROOMS = (
-    "errors labels storage schema decode cluster run manifest regions transforms models losses schedules metrics "
-    "checkpoint predictor masks sink train segment report evaluate scenes cli"
+    "errors labels storage schema decode cluster lease run collection collection_table manifest regions transforms "
+    "models losses schedules metrics checkpoint predictor masks sink train segment report evaluate scenes cli"
 ).split()
 
 

@@ -134,7 +134,7 @@ def _parse_error(text: str) -> InputError:
     required = re.search(r"arguments are required: (\S+)", text)
     if required:
         return InputError(f"--{required[1].strip(',').replace('_', '-')} is missing", todo="see --help")
-    wrong = re.search(r'Parser key "(\w+)": (.*?)\.? Got value: (.*)', text, re.S)
+    wrong = re.search(r'Parser key "(\w+)":\s*(.*?)\.? Got value:\s*(.*)', text, re.S)
     if wrong:
         kind = re.sub(r"Expected an? (<class '(\w+)'>)?", r"\2", wrong[2]) or wrong[2]
         return InputError(f"--{wrong[1].replace('_', '-')} has a wrong value", found=wrong[3], expected=kind.strip())

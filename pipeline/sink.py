@@ -1,0 +1,248 @@
+"""Exactly-once Parquet: whatever dies, each region is in the public folder once.
+
+How: write tasks put whole files of `ok` rows, and files of their own for the others, under `OUTPUT/_attempts/NNN/`, and hand
+the driver their names. Ray delivers each task's result once, however often it ran, and only the driver (which holds the
+lease) moves files: `ok` ones into `OUTPUT/predictions/`, the others into `OUTPUT/_attempts/held/`. So any Parquet reader
+pointed at `predictions/` sees no region twice, and what a dead attempt writes late is never seen. Resuming counts the
+rows of both folders and drops what earlier attempts left elsewhere. When nothing is pending, the held rows are published: a
+region's row is its `ok` row, or else its newest other row.
+
+The first design kept commit records in the store and published at the end of slices of a million; with the driver as the
+only one who moves files no record is needed, and a kill loses only files under way.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import schema, storage
+from pipeline.errors import InputError, PipelineError
+from pipeline.labels import LabelSet
+from pipeline.masks import decode_mask
+
+PREDICTIONS, ATTEMPTS, HELD = "predictions", "_attempts", "held"
+ROW_GROUP_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one write task hands the driver: names under the attempt's folder, and counts."""
+
+    ok_file: str | None
+    failed_file: str | None
+    rows: int
+    statuses: dict[str, int]
+    errors: dict[str, str]  # one example a status
+    size_bytes: int
+
+
+def write_rows(table: pa.Table, attempt_uri: str) -> Written:
+    """Put the rows of one task as whole files into an attempt's folder. Runs on any worker, any number of times."""
+    ok = pc.equal(table["status"], "ok")
+    files: dict[str, str | None] = {}
+    size_bytes = 0
+    for kind, rows in (("failed", table.filter(pc.invert(ok))), ("ok", table.filter(ok))):
+        files[kind] = None
+        if rows.num_rows:
+            files[kind] = f"{kind}-{attempt_uri.rsplit('/', 1)[-1]}-{uuid.uuid4().hex[:12]}.parquet"
+            size_bytes += _put_table(storage.join(attempt_uri, files[kind] or ""), rows)
+    statuses = Counter(table["status"].to_pylist())
+    errors = {row["status"]: row["error"] for row in table.select(["status", "error"]).to_pylist() if row["error"]}
+    return Written(files["ok"], files["failed"], table.num_rows, dict(statuses), errors, size_bytes)
+
+
+class Sink:
+    """The driver's side: what is counted, publishing, the last word on failed rows, the audit.
+
+    `commit` is called before each move and raises where the lease was lost.
+    """
+
+    def __init__(self, output: str, commit: Callable[[], None], *, retry_failed: bool = False) -> None:
+        self.output = output
+        self._commit = commit
+        self._retry_failed = retry_failed
+        self.predictions_uri = storage.join(output, PREDICTIONS)
+        self._attempts_uri = storage.join(output, ATTEMPTS)
+        self._held_uri = storage.join(output, ATTEMPTS, HELD)
+        self.attempt_uri = self._open_attempt()
+
+    def committed(self, num_ids: int) -> np.ndarray:
+        """bool[num_ids]: the regions that need no work. With `retry_failed` those with a failed row do."""
+        done = np.zeros(num_ids, bool)
+        for uri in self._ok_files() + ([] if self._retry_failed else self._held_files()):
+            done[_ids(uri)] = True
+        return done
+
+    def publish(self, written: Written) -> None:
+        """Commit one task's files: from here on they are never done again."""
+        self._commit()
+        if written.failed_file:
+            storage.move(storage.join(self.attempt_uri, written.failed_file), self._held(written.failed_file))
+        if written.ok_file:
+            source = storage.join(self.attempt_uri, written.ok_file)
+            storage.move(source, storage.join(self.predictions_uri, written.ok_file))
+
+    def failed(self) -> Iterator[pa.Table]:
+        """The failed rows that stand: of each region without an `ok` row, the newest."""
+        held = self._held_files()
+        if not held:
+            return
+        ok_ids = [_ids(uri) for uri in self._ok_files()]
+        taken = np.unique(np.concatenate(ok_ids)) if ok_ids else np.zeros(0, np.int64)
+        for uri in sorted(held, key=_attempt_number, reverse=True):
+            table = _read(uri)
+            ids = table["region_id"].to_numpy()
+            fresh = ~np.isin(ids, taken)
+            taken = np.union1d(taken, ids)
+            if fresh.any():
+                yield table.filter(pa.array(fresh))
+
+    def publish_failed(self) -> int:
+        """Put the failed rows that stand into the public folder, in files of their own; how many there are."""
+        count = 0
+        for table in self.failed():
+            self._commit()
+            name = f"failed-{self.attempt_uri.rsplit('/', 1)[-1]}-{uuid.uuid4().hex[:12]}.parquet"
+            _put_table(storage.join(self.predictions_uri, name), table)
+            count += table.num_rows
+        return count
+
+    def audit(self, expected_ids: np.ndarray) -> None:
+        """Each expected region once, no other. Raises PipelineError with the counts."""
+        found = [_ids(uri) for uri in prediction_files(self.output)]
+        ids = np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        missing = np.setdiff1d(expected_ids, ids).size
+        foreign = np.setdiff1d(ids, expected_ids).size
+        duplicated = ids.size - np.unique(ids).size
+        if missing or foreign or duplicated:
+            raise PipelineError(
+                f"audit of {self.predictions_uri} failed: {missing} regions missing, {duplicated} rows twice,"
+                f" {foreign} rows of no region of this run"
+            )
+
+    def finish(self) -> None:
+        """Remove what only an unfinished run needs."""
+        storage.remove_tree(self._attempts_uri)
+
+    def _open_attempt(self) -> str:
+        """A new attempt: what earlier ones left unpublished goes, public failed rows go back among the held."""
+        names = [name for name in storage.list_names(self._attempts_uri) if name != HELD]
+        for name in names:
+            storage.remove_tree(storage.join(self._attempts_uri, name))
+        public = prediction_files(self.output)
+        for uri in public:
+            name = uri.rsplit("/", 1)[-1]
+            if name.startswith("failed-"):
+                self._commit()
+                storage.move(uri, self._held(name))
+        numbers = [_attempt_number(uri) for uri in [*names, *public, *self._held_files()]]
+        return storage.join(self._attempts_uri, f"{max(numbers, default=0) + 1:04d}")
+
+    def _held(self, name: str) -> str:
+        return storage.join(self._held_uri, name)
+
+    def _held_files(self) -> list[str]:
+        return [self._held(name) for name in storage.list_names(self._held_uri) if name.endswith(".parquet")]
+
+    def _ok_files(self) -> list[str]:
+        return [uri for uri in prediction_files(self.output) if uri.rsplit("/", 1)[-1].startswith("ok-")]
+
+
+def prediction_files(uri: str) -> list[str]:
+    """The Parquet files of committed rows, for a segment job's OUTPUT or its `predictions/`."""
+    uri = storage.absolute(uri)
+    if not uri.endswith("/" + PREDICTIONS):
+        uri = storage.join(uri, PREDICTIONS)
+    return [storage.join(uri, name) for name in storage.list_names(uri) if name.endswith(".parquet")]
+
+
+def read_predictions(uri: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The committed rows of a segment run, in no particular order, one dict each; `mask` a numpy array H x W or None.
+
+    `uri` is the segment job's OUTPUT or its `predictions/`. Raises InputError where there are none. `columns` limits what
+    is read; with `mask`, height, width and mask_dtype are read as well.
+    """
+    files = prediction_files(uri)
+    if not files and not storage.is_folder(uri):
+        raise InputError("predictions do not exist", where=uri, expected="the OUTPUT of jobs/segment.py")
+    wanted = columns
+    if columns is not None and "mask" in columns:
+        wanted = list(dict.fromkeys([*columns, "height", "width", "mask_dtype"]))
+    for file in files:
+        fs, path = storage.arrow_filesystem(file)
+        with pq.ParquetFile(path, filesystem=fs) as parquet:
+            for batch in parquet.iter_batches(batch_size=64, columns=wanted):
+                for row in batch.to_pylist():
+                    if row.get("mask") is not None:
+                        row["mask"] = decode_mask(row["mask"], row["height"], row["width"], row["mask_dtype"])
+                    yield row
+
+
+def predictions_metadata(uri: str) -> dict[str, str]:
+    """What the Parquet files say of their run: label_set (JSON), schema_version, the fingerprints.
+
+    Raises InputError where there are no predictions, or of a newer schema.
+    """
+    files = prediction_files(uri)
+    if not files:
+        raise InputError("no predictions found", where=uri, expected="the OUTPUT of jobs/segment.py")
+    fs, path = storage.arrow_filesystem(files[0])
+    try:
+        found = pq.read_schema(path, filesystem=fs).metadata or {}
+    except pa.ArrowInvalid as error:
+        raise InputError("predictions are damaged", where=files[0], found=error) from None
+    text = {key.decode(): value.decode() for key, value in found.items()}
+    if "label_set" not in text:
+        raise InputError("not the predictions of this project", where=files[0], expected="a label set in the metadata")
+    if int(text.get("schema_version", 0)) > schema.SCHEMA_VERSION:
+        raise InputError("predictions are of a newer version", where=uri, todo="update this project")
+    return text
+
+
+def metadata(label_set: LabelSet, result_fingerprint: str, manifest_fingerprint: str) -> dict[str, str]:
+    """The Parquet metadata of a run's predictions."""
+    return {
+        "schema_version": str(schema.SCHEMA_VERSION),
+        "label_set": json.dumps(label_set.to_json()),
+        "result_fingerprint": result_fingerprint,
+        "manifest_fingerprint": manifest_fingerprint,
+    }
+
+
+def _put_table(uri: str, table: pa.Table) -> int:
+    rows_per_group = max(1, int(table.num_rows * ROW_GROUP_BYTES / max(table.nbytes, 1)))
+    buffer = pa.BufferOutputStream()
+    plain = [field.name for field in table.schema if field.name != "mask"]  # a dictionary of masks only costs
+    pq.write_table(table, buffer, compression="zstd", row_group_size=rows_per_group, use_dictionary=plain)
+    data = buffer.getvalue().to_pybytes()
+    storage.write_bytes(uri, data)
+    return len(data)
+
+
+def _read(uri: str, columns: list[str] | None = None) -> pa.Table:
+    fs, path = storage.arrow_filesystem(uri)
+    with pq.ParquetFile(path, filesystem=fs) as parquet:
+        return parquet.read(columns=columns)
+
+
+def _ids(uri: str) -> np.ndarray:
+    return _read(uri, ["region_id"])["region_id"].to_numpy()
+
+
+def _attempt_number(name: str) -> int:
+    """NNNN of `.../ok-NNNN-abc.parquet` or of an attempt's folder."""
+    parts = name.rsplit("/", 1)[-1].split("-")
+    digits = parts[1] if len(parts) > 2 else parts[0]
+    return int(digits) if digits.isdigit() else 0
+
+

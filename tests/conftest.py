@@ -5,6 +5,7 @@ Everything started here is ended here, by its own process id: other clusters on 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -255,18 +256,14 @@ def wait_until(
 
 
 def end(process: subprocess.Popen, *, group: bool = False, seconds: float = 10) -> None:
-    """Ends a process that a test started (with `group`, everything in its own process group): TERM, then KILL."""
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            if group:
-                os.killpg(process.pid, signal_number)
-            elif process.poll() is None:
-                process.send_signal(signal_number)
-        except ProcessLookupError:
-            pass
+    """Ends a process that a test started: TERM, after `seconds` KILL; with `group`, then KILL for what it left behind."""
+    if process.poll() is None:
+        process.terminate()
         try:
             process.wait(timeout=seconds)
-            if not group or signal_number == signal.SIGKILL:
-                return
         except subprocess.TimeoutExpired:
-            continue
+            process.kill()
+            process.wait()
+    if group:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

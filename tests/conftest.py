@@ -256,7 +256,7 @@ def wait_until(
 
 
 def end(process: subprocess.Popen, *, group: bool = False, seconds: float = 10) -> None:
-    """Ends a process that a test started: TERM, after `seconds` KILL; with `group`, then KILL for what it left behind."""
+    """Ends a process that a test started: TERM, after `seconds` KILL; with `group`, then KILL for what it left."""
     if process.poll() is None:
         process.terminate()
         try:

@@ -66,13 +66,16 @@ STATISTICS = pa.schema(
     ]
 )
 
+# not_predicted: the prediction failed, all truth pixels count as unpredicted; the last three count nothing
+EVALUATION_STATUSES = ("ok", "not_predicted", "label_missing", "label_error", "size_mismatch")
+
 EVALUATION = pa.schema(
     [
         pa.field("region_key", pa.string(), nullable=False),
         pa.field("path", pa.string(), nullable=False),
         pa.field("uri", pa.string()),
         pa.field("label_uri", pa.string()),
-        pa.field("status", pa.string(), nullable=False),  # ok | label_missing | label_error | size_mismatch
+        pa.field("status", pa.string(), nullable=False),  # one of EVALUATION_STATUSES
         pa.field("error", pa.string()),
         pa.field("truth", pa.list_(pa.int32())),  # the picture's confusion matrix, entries that are not 0
         pa.field("prediction", pa.list_(pa.int32())),
@@ -81,6 +84,42 @@ EVALUATION = pa.schema(
         pa.field("ignored", pa.int64()),
         pa.field("pixel_accuracy", pa.float64()),
         pa.field("miou", pa.float64()),
+    ]
+)
+
+METRICS = pa.schema(  # a row for the whole (means over the classes) and one for each class
+    [
+        pa.field("scope", pa.string(), nullable=False),  # whole | class
+        pa.field("class_id", pa.int32()),
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("iou", pa.float64()),  # mIoU of the whole; null where the class is absent
+        pa.field("accuracy", pa.float64()),  # mean pixel accuracy of the whole
+        pa.field("dice", pa.float64()),
+        pa.field("pixel_accuracy", pa.float64()),  # of the whole only, as fwiou
+        pa.field("fwiou", pa.float64()),
+        pa.field("truth_pixels", pa.int64()),
+        pa.field("predicted_pixels", pa.int64()),
+        pa.field("unpredicted_pixels", pa.int64()),
+        pa.field("ignored_pixels", pa.int64()),  # of the whole only
+    ]
+)
+
+GROUPS = pa.schema(  # a row for each value of each travelling column that has few
+    [
+        pa.field("column", pa.string(), nullable=False),
+        pa.field("value", pa.string(), nullable=False),
+        pa.field("pictures", pa.int64(), nullable=False),
+        pa.field("miou", pa.float64()),
+        pa.field("mean_pixel_accuracy", pa.float64()),
+        pa.field("pixel_accuracy", pa.float64()),
+        pa.field("fwiou", pa.float64()),
+        pa.field("dice", pa.float64()),
+        pa.field("classes_counted", pa.int32()),
+        pa.field("truth", pa.list_(pa.int32())),  # the group's confusion matrix, entries that are not 0
+        pa.field("prediction", pa.list_(pa.int32())),
+        pa.field("pixels", pa.list_(pa.int64())),
+        pa.field("unpredicted", pa.list_(pa.int64())),  # one per class
+        pa.field("ignored", pa.int64()),
     ]
 )
 

@@ -66,6 +66,22 @@ def num_nodes() -> int:
     return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0)
 
 
+def num_gpus() -> int:
+    """GPUs of the cluster as it is now."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def num_cores() -> int:
+    """Cores that can work at once: this machine's (a local Ray may count more), or the cluster's CPUs."""
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        return max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)  # one is left to reading and writing
+    return os.cpu_count() or 1
+
+
 def _configure_data() -> None:
     import ray.data
 

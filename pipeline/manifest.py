@@ -19,10 +19,32 @@ import pyarrow.parquet as pq
 from pipeline import schema, storage
 from pipeline.collection import Entry, list_collection
 from pipeline.errors import InputError
+from pipeline.run import Run, open_run
 
 ROWS_PER_PART = 250_000
 _SUMMARY = "_manifest.json"
 _LISTED = ("path", "uri", "kind", "size_bytes", "version", "split", "label_uri")
+
+
+@dataclass
+class ManifestConfig:
+    """List a collection of pictures into a manifest: a folder of Parquet parts that every job takes as its source.
+
+    Args:
+        source: a folder or prefix (names with a picture, raster or video suffix), a glob (every file), or a table
+        output: the folder or prefix that receives the manifest
+        labels: the folder of label files, where it is not found beside the pictures
+        split: keep only the pictures of this split
+        overwrite: remove the manifest that the output folder holds
+        single_writer: no other run writes there, on a store that cannot put-if-absent
+    """
+
+    source: str
+    output: str
+    labels: str | None = None
+    split: str | None = None
+    overwrite: bool = False
+    single_writer: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,8 +77,23 @@ class Manifest:
         fs, path = storage.arrow_filesystem(storage.join(self.uri, self.parts[0]))
         return pq.read_schema(path, filesystem=fs).remove_metadata()
 
+    def told(self) -> str:
+        """Counts for a person: pictures, splits, labels, and what was skipped."""
+        splits = ", ".join(f"{name or 'no split'}: {rows}" for name, rows in sorted(self.splits.items()))
+        text = f"{self.num_rows} pictures" + (f" ({splits})" if set(self.splits) != {""} else "")
+        text += f", {self.labelled} with labels"
+        if self.skipped:
+            text += f", {self.skipped} other files skipped (such as {', '.join(self.skipped_examples[:3])})"
+        return text
+
     def part_uris(self) -> list[str]:
         return [storage.join(self.uri, part) for part in self.parts]
+
+    def part_rows(self) -> Iterator[tuple[str, int]]:
+        """The URI and the number of rows of each part, in the order of their ids."""
+        for uri in self.part_uris():
+            fs, path = storage.arrow_filesystem(uri)
+            yield uri, pq.read_metadata(path, filesystem=fs).num_rows
 
     def table(self, columns: list[str] | None = None, split: str | None = None) -> pa.Table:
         """The rows (of one split) as one Arrow table: for labelled collections, not for whole buckets."""
@@ -115,7 +152,21 @@ def open_manifest(uri: str) -> Manifest | None:
     return manifest
 
 
-def build_manifest(source: str, uri: str, *, labels: str | None = None) -> Manifest:
+def make_manifest(config: ManifestConfig) -> str:
+    """The manifest job; returns the line that says where the result lies."""
+    result = {"source": storage.absolute(config.source), "labels": config.labels, "split": config.split}
+    with open_run(
+        config.output, "manifest", result, config, overwrite=config.overwrite, single_writer=config.single_writer
+    ) as run:
+        if run.summary is not None:
+            return f"complete: {run.summary['told']} in {run.output}; --overwrite lists again"
+        manifest = build_manifest(config.source, run.output, labels=config.labels, split=config.split)
+        run.set_manifest({"content": manifest.fingerprint, "split": None})
+        run.success({"rows": manifest.num_rows, "told": manifest.told()})
+        return f"{manifest.told()} in {run.output}"
+
+
+def build_manifest(source: str, uri: str, *, labels: str | None = None, split: str | None = None) -> Manifest:
     """List a collection (folder, prefix or glob; see `collection`) and write its manifest to `uri`.
 
     `labels` names the folder of label files where the collection does not say it itself. Raises InputError for a
@@ -125,7 +176,8 @@ def build_manifest(source: str, uri: str, *, labels: str | None = None) -> Manif
     writer = _Writer(uri, listing.extra_fields)
     try:
         for entry in listing:
-            writer.add(entry)
+            if split is None or entry.split == split:
+                writer.add(entry)
         if not writer.num_rows:
             raise InputError(
                 "no picture found",
@@ -135,13 +187,35 @@ def build_manifest(source: str, uri: str, *, labels: str | None = None) -> Manif
             )
         return writer.finish(source, listing.root, listing.skipped, listing.skipped_examples)
     except BaseException:
-        storage.remove_tree(uri)
+        writer.abandon()
         raise
 
 
 def open_or_build(source: str, uri: str, *, labels: str | None = None) -> Manifest:
     """The manifest that `source` is, or the one already built at `uri`, or a new one of the collection, at `uri`."""
     return open_manifest(source) or open_manifest(uri) or build_manifest(source, uri, labels=labels)
+
+
+def manifest_of(run: Run, source: str, *, split: str | None = None, labels: str | None = None) -> Manifest:
+    """The manifest a run works off: the one that `source` is, or the one of the collection, kept under OUTPUT/manifest.
+
+    A resumed run reads that and never lists again. Raises InputError where the run was made from other content.
+    """
+    given = open_manifest(source)
+    before = run.record.get("source")
+    if given is None and before not in (None, storage.absolute(source)):
+        raise InputError(
+            "output folder holds another run: source differs",
+            where=run.output,
+            found=before,
+            expected=source,
+            todo="give another --output, the same source as before, or --overwrite",
+        )
+    manifest = given or open_or_build(source, run.at("manifest"), labels=labels)
+    manifest.require_split(split)
+    run.set_manifest({"content": manifest.fingerprint, "split": split})
+    run.remember(source=storage.absolute(source))
+    return manifest
 
 
 class _Writer:
@@ -199,6 +273,10 @@ class _Writer:
         )
         storage.write_json(storage.join(self.uri, _SUMMARY), asdict(manifest))
         return manifest
+
+    def abandon(self) -> None:
+        for part in self._parts:
+            storage.remove(storage.join(self.uri, part))
 
     def _flush(self) -> None:
         if not self._rows:

@@ -1,22 +1,92 @@
-"""Long work shows itself: one moving line on a terminal, a log line every few seconds elsewhere."""
+"""Where a training run stands, told by its first worker and printed by the driver; and the way back: please stop.
+
+Workers of a cluster cannot print to the driver's terminal, so both meet at a small Ray actor.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
-LOG_EVERY_S = 5.0
+LINE_EVERY_S = 10.0  # where no terminal redraws the line
+
+
+class Board:
+    """The meeting place; runs as an actor on the driver's node (`start_board`)."""
+
+    def __init__(self) -> None:
+        self._state: dict[str, Any] = {}
+        self._notes: list[str] = []
+        self._stop = False
+
+    def post(self, state: dict[str, Any], notes: list[str]) -> bool:
+        """A worker's news; True asks it to save and stop."""
+        self._state = state
+        self._notes += notes
+        return self._stop
+
+    def take(self) -> tuple[dict[str, Any], list[str]]:
+        """The latest state, and the notes that nobody has taken yet."""
+        notes, self._notes = self._notes, []
+        return self._state, notes
+
+    def stop(self) -> None:
+        self._stop = True
+
+
+def start_board() -> Any:
+    """A handle of a new `Board` that lives as long as the driver."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+class ProgressLine:
+    """Prints a line now and then, or redraws it where there is a terminal."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._printed_s = 0.0
+        self._last = ""
+
+    def show(self, text: str) -> None:
+        now_s = time.monotonic()
+        if text == self._last or (not self._terminal and now_s - self._printed_s < LINE_EVERY_S):
+            return
+        self._last, self._printed_s = text, now_s
+        if self._terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        start = "\r\x1b[K" if self._terminal else ""
+        print(f"{start}{text}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._terminal and self._last:
+            print(file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """`1 h 05 min`, `12 min`, `40 s`."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    return f"{int(seconds // 60)} min" if seconds >= 90 else f"{max(0, int(seconds))} s"
 
 
 class Progress:
-    """Counts towards `total` and prints done, rate and time left to stderr. The rate is that of this run alone."""
+    """Counts towards `total`: done, rate and time left. The rate is that of this run of the driver alone."""
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "pictures") -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit
         self._at_start = done
         self._started_s = time.monotonic()
-        self._said_s = 0.0
-        self._terminal = sys.stderr.isatty()
+        self._line = ProgressLine()
 
     @property
     def rate(self) -> float:
@@ -27,27 +97,13 @@ class Progress:
     def advance(self, by: int, note: str = "") -> None:
         """`by` more are done; `note` stands at the end of the line."""
         self.done += by
-        every_s = 0.2 if self._terminal else LOG_EVERY_S
-        if time.monotonic() - self._said_s >= every_s:
-            self._say(note)
+        left_s = (self.total - self.done) / self.rate if self.rate else 0.0
+        self._line.show(f"{self._text()}, {duration(left_s)} left, {note}".rstrip(", "))
 
     def close(self, note: str = "") -> None:
-        self._say(note, last=True)
+        """The last line, which stays."""
+        self._line.note(f"{self._text()}, {note}".rstrip(", "))
 
-    def _say(self, note: str, last: bool = False) -> None:
-        self._said_s = time.monotonic()
-        left = f", {_duration((self.total - self.done) / self.rate)} left" if self.rate and not last else ""
+    def _text(self) -> str:
         share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
-        line = f"{self.what}: {self.done}/{self.total} {self.unit}{share}, {self.rate:.1f}/s{left}"
-        line += f", {note}" if note else ""
-        if self._terminal:
-            sys.stderr.write(f"\r\033[K{line}" + ("\n" if last else ""))
-        else:
-            sys.stderr.write(line + "\n")
-        sys.stderr.flush()
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {s:02d} s" if minutes else f"{s} s"
+        return f"{self.what}: {self.done}/{self.total} {self.unit}{share}, {self.rate:.1f}/s"

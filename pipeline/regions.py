@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.decode import DecodeChild, DecodeError, DecodeTimeout, TooLarge
+from pipeline.decode import DecodeError, DecodeTimeout, TooLarge
+from pipeline.decode.child import DecodeChild
 from pipeline.labels import LabelSet
 
 Row = dict[str, Any]

@@ -1,0 +1,12 @@
+"""Segment a collection: `python jobs/segment.py --source URI --checkpoint URI --output URI` (see --help)."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipeline.cli import main  # noqa: E402
+from pipeline.segment import SegmentConfig, segment  # noqa: E402
+
+if __name__ == "__main__":
+    main(segment, SegmentConfig)

@@ -1,0 +1,349 @@
+"""The segment job: every region of a collection through a network into Parquet, each exactly once.
+
+manifest -> (pending rows) -> fetch, decode, predict -> write -> publish. Ray Data streams; the driver holds a bit per region
+and moves finished files.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import cluster, schema, storage
+from pipeline.checkpoint import read_spec, weights_fingerprint
+from pipeline.errors import InputError, PipelineError
+from pipeline.manifest import Manifest, manifest_of
+from pipeline.progress import Progress
+from pipeline.regions import ReadOptions
+from pipeline.run import Run, open_run
+from pipeline.segmenter import Columns, PredictOptions, Segmenter, read_pixels
+from pipeline.sink import PREDICTIONS, Sink, Written, metadata, write_rows
+from pipeline.statistics import write_statistics
+
+RESULT_VERSION = 1  # counts up whenever the code changes what a mask holds
+_PARTS_PER_SLICE = 4  # of 250,000 regions: one Dataset keeps a record per block for as long as it lives
+_RATE_LOOKED_AT_FROM = 200  # finished regions
+_FILE_BYTES = 128 * 2**20
+_FILE_WORK_S = 300.0
+
+
+@dataclass
+class SegmentConfig:
+    """Segment every picture of a collection into Parquet masks and statistics, each exactly once.
+
+    The same command on the same output resumes what was not committed.
+
+    Args:
+        source: a manifest, or a collection: a folder, prefix, glob or table of pictures
+        checkpoint: a folder that jobs/train.py left, such as OUTPUT/best
+        output: the folder or prefix that receives predictions/, statistics/ and labels.json
+        split: only the pictures of this split
+        max_failure_rate: stop when a larger share of the regions fails (looked at after 200 and at the end; 1 = never)
+        retry_failed: do the regions again that failed, also of a complete run
+        rows_per_file: rows of one Parquet file (default: 128 MiB or 5 minutes of work)
+        overwrite: remove the run that the output folder holds
+        batch_size: pictures (tiles) per forward (default: 1 on a CPU, 8 on a GPU)
+        tile_px: pictures with a longer side are predicted in tiles of this side
+        overlap_px: how much tiles overlap
+        low_confidence: pixels below this count as of low confidence
+        precision: auto, float32, bfloat16 or float16
+        device: auto, cpu or cuda
+        num_predictors: predictor actors (default: one a GPU, or one a physical core)
+        max_pixels: larger pictures are not decoded (too_large)
+        fetch_deadline_s: of one attempt to fetch a picture
+        fetch_retry_s: how long fetching a picture is retried
+        decode_deadline_s: of decoding a picture
+        shared_filesystem: every node of the cluster sees the same local paths
+        single_writer: no other run writes there, on a store that cannot put-if-absent
+    """
+
+    source: str
+    checkpoint: str
+    output: str
+    split: str | None = None
+    max_failure_rate: float = 0.05
+    retry_failed: bool = False
+    rows_per_file: int | None = None
+    overwrite: bool = False
+    batch_size: int | None = None
+    tile_px: int = 1024
+    overlap_px: int = 128
+    low_confidence: float = 0.5
+    precision: str = "auto"
+    device: str = "auto"
+    num_predictors: int | None = None
+    max_pixels: int = 100_000_000
+    fetch_deadline_s: float = 60.0
+    fetch_retry_s: float = 60.0
+    decode_deadline_s: float = 30.0
+    shared_filesystem: bool = False
+    single_writer: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_failure_rate <= 1:
+            raise InputError("--max-failure-rate is out of range", found=self.max_failure_rate, expected="0 to 1")
+        if self.rows_per_file is not None and self.rows_per_file < 1:
+            raise InputError("--rows-per-file is out of range", found=self.rows_per_file, expected="1 or more")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InputError("unknown device", found=self.device, expected="auto, cpu or cuda")
+
+    @property
+    def read_options(self) -> ReadOptions:
+        return ReadOptions(self.fetch_deadline_s, self.fetch_retry_s, self.decode_deadline_s, self.max_pixels)
+
+
+def segment(config: SegmentConfig) -> str:
+    """Run the job; returns the line that says where the result lies."""
+    started_s = time.monotonic()
+    spec = read_spec(config.checkpoint)
+    result = {
+        "weights": weights_fingerprint(config.checkpoint),
+        "label_set": spec.label_set.to_json(),
+        "tile_px": config.tile_px,
+        "overlap_px": config.overlap_px,
+        "low_confidence": config.low_confidence,
+        "max_pixels": config.max_pixels,
+        "result_version": RESULT_VERSION,
+    }
+    with open_run(
+        config.output, "segment", result, config, overwrite=config.overwrite, single_writer=config.single_writer
+    ) as run:
+        manifest = manifest_of(run, config.source, split=config.split)
+        if run.summary is not None and not (config.retry_failed and run.summary["failed"]):
+            return f"complete: {_told(run.summary)} in {run.at(PREDICTIONS)}"
+        cluster.connect([config.output], shared_filesystem=config.shared_filesystem)
+        job = _Job(config, run, manifest)
+        summary = job.work()
+        summary["wall_s"] = round(time.monotonic() - started_s, 1)
+        run.success(summary)
+        job.sink.finish()
+        return f"{_told(summary)} in {run.at(PREDICTIONS)}"
+
+
+@dataclass
+class _Tally:
+    """What has finished in this run of the driver and before, for the failure rate and the summary."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> int:
+        return sum(self.statuses.values())
+
+    @property
+    def failed(self) -> int:
+        return self.finished - self.statuses["ok"]
+
+    def add(self, written: Written) -> None:
+        self.statuses.update(written.statuses)
+        self.examples |= written.errors
+
+    def check(self, most: float) -> None:
+        """Raises PipelineError where more than `most` of the finished regions have failed."""
+        if self.failed > most * self.finished:
+            status = max((s for s in self.statuses if s != "ok"), key=lambda s: self.statuses[s])
+            raise PipelineError(
+                f"{self.failed} of {self.finished} regions failed, more than --max-failure-rate {most:g};"
+                f" the commonest reason is {status} ({self.statuses[status]}), such as:"
+                f" {self.examples.get(status, 'no text')}; finished rows stay, the same command resumes"
+            )
+
+
+class _Job:
+    def __init__(self, config: SegmentConfig, run: Run, manifest: Manifest) -> None:
+        self.config, self.run, self.manifest = config, run, manifest
+        self.label_set = read_spec(config.checkpoint).label_set
+        self.predict = self._predict_options()
+        run.reopen()
+        self.sink = Sink(run.output, run.lease.check, retry_failed=config.retry_failed)
+        self.tally = _Tally()
+        fingerprints = (run.record["result_fingerprint"], run.record["manifest_fingerprint"])
+        self.columns = Columns(tuple(manifest.travelling), metadata(self.label_set, *fingerprints))
+
+    def work(self) -> dict[str, Any]:
+        """Do what is pending, then once more what failed in passing, then publish, audit and sum up."""
+        storage.write_json(self.run.at("labels.json"), self.label_set.to_json())
+        ids = self.manifest.ids(self.config.split)
+        done = self.sink.committed(self.manifest.num_rows)
+        wanted = np.zeros(self.manifest.num_rows, bool)
+        wanted[ids] = True
+        pending = wanted & ~done
+        before = int((wanted & done).sum())
+        if before:
+            _say(f"resuming: {before} of {ids.size} regions are committed, {int(pending.sum())} remain")
+        try:
+            self._stream(pending, Progress("segment", ids.size, before))
+            self._once_more()
+            self._count_standing(ids)
+            self.tally.check(self.config.max_failure_rate)
+        finally:
+            failed = self.sink.publish_failed()
+        self.sink.audit(ids)
+        whole = write_statistics(
+            self.run.output, self.label_set.num_classes, [item.name for item in self.manifest.travelling]
+        )
+        statuses = {status: whole[status] for status in schema.STATUSES if whole[status]}
+        return {"regions": int(ids.size), "ok": whole["ok"], "failed": failed, "statuses": statuses}
+
+    def _once_more(self) -> None:
+        """One last pass over the regions whose failure may have been passing."""
+        passing = np.zeros(self.manifest.num_rows, bool)
+        for table in self.sink.failed():
+            transient = pa.compute.is_in(table["status"], pa.array(schema.TRANSIENT_STATUSES))
+            passing[table.filter(transient)["region_id"].to_numpy()] = True
+        if passing.any():
+            _say(f"trying {int(passing.sum())} regions once more that failed in passing")
+            self._stream(passing, Progress("once more", int(passing.sum())), again=True)
+
+    def _count_standing(self, ids: np.ndarray) -> None:
+        """The tally of the whole run, earlier drivers' work included."""
+        self.tally = _Tally(examples=self.tally.examples)
+        for table in self.sink.failed():
+            self.tally.statuses.update(table["status"].to_pylist())
+            self.tally.examples |= dict(zip(table["status"].to_pylist(), table["error"].to_pylist(), strict=True))
+        self.tally.statuses["ok"] = int(ids.size) - self.tally.finished
+
+    def _stream(self, pending: np.ndarray, progress: Progress, again: bool = False) -> None:
+        for written in self._written(pending):
+            self.sink.publish(written)
+            if not again:
+                self.tally.add(written)
+                if self.tally.finished >= _RATE_LOOKED_AT_FROM:
+                    self.tally.check(self.config.max_failure_rate)
+            progress.advance(written.rows, f"{self.tally.failed} failed")
+        progress.close(f"{self.tally.failed} failed")
+
+    def _written(self, pending: np.ndarray) -> Iterator[Written]:
+        rows_per_file = self.config.rows_per_file
+        for parts, count in self._slices(pending):
+            started_s, rows, size_bytes = time.monotonic(), 0, 0
+            for written in self._dataset(parts, pending, count, rows_per_file or 1024):
+                yield written
+                rows, size_bytes = rows + written.rows, size_bytes + written.size_bytes
+            if self.config.rows_per_file is None and rows:
+                by_work = rows / (time.monotonic() - started_s) * _FILE_WORK_S
+                rows_per_file = int(max(64, min(_FILE_BYTES / max(size_bytes / rows, 1), by_work)))
+
+    def _slices(self, pending: np.ndarray) -> Iterator[tuple[list[str], int]]:
+        """Groups of the manifest's parts that hold pending rows, with how many."""
+        group: list[str] = []
+        count = first = 0
+        for uri, num_rows in self.manifest.part_rows():
+            here = int(pending[first : first + num_rows].sum())
+            first += num_rows
+            if here:
+                group.append(uri)
+                count += here
+            if len(group) == _PARTS_PER_SLICE:
+                yield group, count
+                group, count = [], 0
+        if group:
+            yield group, count
+
+    def _dataset(self, parts: list[str], pending: np.ndarray, count: int, rows_per_file: int) -> Iterator[Written]:
+        import ray
+        from ray.data import ActorPoolStrategy
+
+        fs = storage.arrow_filesystem(parts[0])[0]
+        paths = [storage.arrow_filesystem(part)[1] for part in parts]
+        bitmap = ray.put(np.packbits(pending))
+        columns = [name for name in self.columns.results.names if name in self.manifest.columns]
+        wanted = list(dict.fromkeys([*columns, "kind"]))
+        actors = self._num_predictors()
+        rows_per_block = int(np.clip(count // (4 * actors), 1, 64))
+        on_gpu = self.predict.device == "cuda"
+        data = ray.data.read_parquet(paths, filesystem=fs, columns=wanted)
+        data = data.map_batches(
+            _select, fn_kwargs={"bitmap": bitmap}, batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+        )
+        data = data.repartition(target_num_rows_per_block=rows_per_block)
+        if on_gpu:  # a network of a GPU is fed from CPU workers
+            data = data.map_batches(
+                read_pixels,
+                fn_kwargs={"options": self.config.read_options},
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=1,
+            )
+        data = data.map_batches(
+            Segmenter,
+            fn_constructor_args=(
+                storage.absolute(self.config.checkpoint),
+                self.predict,
+                self.config.read_options,
+                self.columns,
+            ),
+            compute=ActorPoolStrategy(size=actors),
+            batch_size=rows_per_block,
+            batch_format="pyarrow",
+            num_cpus=1,
+            num_gpus=1 if on_gpu else None,
+        )
+        data = data.map_batches(
+            _write,
+            fn_kwargs={"attempt_uri": self.sink.attempt_uri},
+            batch_size=rows_per_file,
+            batch_format="pyarrow",
+            num_cpus=0.25,
+        )
+        for row in data.iter_rows():
+            yield row["written"]
+
+    def _predict_options(self) -> PredictOptions:
+        """What this run predicts with; a resumed run uses what it began with, so that its masks are identical."""
+        kept = self.run.record.get("predict")
+        config = self.config
+        if kept is None:
+            device = config.device if config.device != "auto" else ("cuda" if cluster.num_gpus() else "cpu")
+            kept = {
+                "device": device,
+                "precision": config.precision,
+                "batch_size": config.batch_size or (8 if device == "cuda" else 1),
+                "tile_px": config.tile_px,
+                "overlap_px": config.overlap_px,
+                "low_confidence": config.low_confidence,
+                # n actors of one thread beat one of n threads by a fifth on a light network
+                "threads": 1 if device == "cpu" else None,
+            }
+            self.run.remember(predict=kept)
+        return PredictOptions(**kept)
+
+    def _num_predictors(self) -> int:
+        if self.config.num_predictors:
+            return self.config.num_predictors
+        if self.predict.device == "cuda":
+            return max(1, cluster.num_gpus())
+        return cluster.num_cores()
+
+
+def _select(table: pa.Table, bitmap: Any) -> pa.Table:
+    """The pending rows of a block of the manifest."""
+    import ray
+
+    bits = ray.get(bitmap) if isinstance(bitmap, ray.ObjectRef) else bitmap
+    ids = table["region_id"].to_numpy()
+    return table.filter(pa.array((bits[ids >> 3] >> (7 - (ids & 7))) & 1 == 1))
+
+
+def _write(table: pa.Table, attempt_uri: str) -> dict[str, list[Any]]:
+    return {"written": [write_rows(table, attempt_uri)]}
+
+
+def _told(summary: dict[str, Any]) -> str:
+    failed = {k: v for k, v in summary["statuses"].items() if k != "ok"}
+    reasons = f" ({', '.join(f'{v} {k}' for k, v in failed.items())})" if failed else ""
+    return f"{summary['ok']} of {summary['regions']} regions ok, {summary['failed']} failed{reasons}"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+

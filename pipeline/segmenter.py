@@ -1,0 +1,149 @@
+"""The worker side of the segment job: manifest rows -> pixels -> predictions -> result rows, one for each.
+
+On CPUs one actor reads and predicts: its reader's threads and decoder process run ahead while the network works. Before
+GPUs, reading is a stage of its own on CPU workers, and pixels travel as bytes (shapes differ from row to row, and a tensor
+column would change type with them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import schema
+from pipeline.checkpoint import load_checkpoint
+from pipeline.labels import LabelSet
+from pipeline.masks import encode_mask
+from pipeline.predictor import DeviceError, Prediction, Predictor
+from pipeline.regions import ReadOptions, Region, RegionReader, shared_reader
+
+_PIXELS = [
+    pa.field("pixels", pa.large_binary()),
+    pa.field("height", pa.int32()),
+    pa.field("width", pa.int32()),
+    pa.field("status", pa.string()),
+    pa.field("error", pa.string()),
+]
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How an actor predicts. All of it is kept in `_run.json`: the same values give identical masks."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | None = None
+    tile_px: int = 1024
+    overlap_px: int = 128
+    low_confidence: float = 0.5
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What travels from the manifest to the results, and the metadata of the results."""
+
+    extra: tuple[pa.Field, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def results(self) -> pa.Schema:
+        return schema.predictions_schema(self.extra, self.metadata)
+
+
+def read_pixels(table: pa.Table, options: ReadOptions) -> pa.Table:
+    """The reading stage before GPUs: adds `pixels` (uint8 H x W x 3, row-major), their size, status and error."""
+    regions = list(shared_reader(options).read(table.to_pylist()))
+    columns = {
+        "pixels": [None if r.pixels is None else r.pixels.tobytes() for r in regions],
+        "height": [None if r.pixels is None else r.pixels.shape[0] for r in regions],
+        "width": [None if r.pixels is None else r.pixels.shape[1] for r in regions],
+        "status": [r.status for r in regions],
+        "error": [r.error for r in regions],
+    }
+    for item in _PIXELS:
+        table = table.append_column(item, pa.array(columns[item.name], item.type))
+    return table
+
+
+class Segmenter:
+    """The predictor actor: a table of manifest rows, with or without pixels, becomes one of results, row by row."""
+
+    def __init__(self, checkpoint: str, predict: PredictOptions, read: ReadOptions, columns: Columns) -> None:
+        model, spec = load_checkpoint(checkpoint)
+        self.label_set: LabelSet = spec.label_set
+        self.predictor = Predictor(model, spec, **vars(predict))
+        self.columns = columns
+        self._read_options = read
+        self._reader: RegionReader | None = None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        rows: list[dict[str, Any]] = []
+        for batch in _batched(self._regions(table), self.predictor.batch_size):
+            readable = [region for region in batch if region.pixels is not None]
+            try:
+                predictions = iter(self.predictor.predict([r.pixels for r in readable if r.pixels is not None]))
+            except DeviceError:
+                raise  # records nothing: this process ends, its rows are another's
+            rows += [_result(region, next(predictions) if region.pixels is not None else None) for region in batch]
+        return self._table(rows)
+
+    def _regions(self, table: pa.Table) -> Iterator[Region]:
+        if "pixels" in table.column_names:
+            return (_unpack(row) for row in table.to_pylist())
+        if self._reader is None:
+            self._reader = RegionReader(self._read_options)
+        return self._reader.read(table.to_pylist())
+
+    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
+        wanted = self.columns.results
+        dtype = self.label_set.mask_dtype
+        for row in rows:
+            row["mask_dtype"] = dtype if row.get("mask") is not None else None
+        return pa.Table.from_pylist(rows, schema=wanted)
+
+
+def _result(region: Region, prediction: Prediction | Exception | None) -> dict[str, Any]:
+    row = {**region.row, "status": region.status, "error": region.error}
+    if region.pixels is not None:
+        row["height"], row["width"] = region.pixels.shape[:2]
+    if isinstance(prediction, Prediction):
+        row |= {
+            "mask": encode_mask(prediction.class_map),
+            "class_pixels": prediction.class_pixels.tolist(),
+            "mean_confidence": prediction.mean_confidence,
+            "class_confidence": [None if np.isnan(c) else float(c) for c in prediction.class_confidence],
+            "low_confidence_share": prediction.low_confidence_share,
+        }
+    elif prediction is not None:
+        row |= {"status": "model_error", "error": _one_line(prediction)}
+    return row
+
+
+def _unpack(row: dict[str, Any]) -> Region:
+    data, height, width = row.pop("pixels"), row.pop("height"), row.pop("width")
+    region = Region(row, row.pop("status"), row.pop("error"))
+    if data is not None:
+        region.pixels = np.frombuffer(data, np.uint8).reshape(height, width, -1)
+    return region
+
+
+def _batched(regions: Iterator[Region], size: int) -> Iterator[list[Region]]:
+    batch: list[Region] = []
+    for region in regions:
+        batch.append(region)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+
+

@@ -1,0 +1,190 @@
+"""A trained network as a folder that needs nothing else: `weights-<hash>.safetensors` and, written last, `model.json`.
+
+`model.json` names the weights file with its size and sha256, so replacing a checkpoint is one atomic put: a reader sees
+the old network or the new one, and anything half-written has no `model.json` that fits it. No pickle is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline import storage
+from pipeline.errors import InputError
+from pipeline.labels import LabelSet
+from pipeline.models import build_model, structure_options
+from pipeline.models.backbones import load_weights
+
+CHECKPOINT_VERSION = 1
+DESCRIPTION = "model.json"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to rebuild a network, feed it pixels and read its class ids.
+
+    A pixel enters as (pixel / scale - mean) / std, band by band, in `channel_order`; pictures are padded to a multiple
+    of `size_multiple` pixels. `fingerprint` is the training run's, `metrics` what it measured.
+    """
+
+    model: str
+    options: dict[str, Any]
+    label_set: LabelSet
+    bands: int = 3
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    scale: float = 255.0
+    channel_order: str = "rgb"
+    size_multiple: int = 1
+    output_stride: int | None = None
+    fingerprint: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != self.bands or len(self.std) != self.bands:
+            raise InputError(
+                "normalisation does not fit the bands",
+                found=f"{len(self.mean)} means and {len(self.std)} standard deviations",
+                expected=f"{self.bands} of each",
+            )
+        if min(self.std) <= 0 or self.scale <= 0 or self.size_multiple < 1:
+            raise InputError(
+                "normalisation out of range",
+                found=f"std={self.std}, scale={self.scale}, size_multiple={self.size_multiple}",
+                expected="all above 0",
+            )
+        if self.channel_order not in ("rgb", "bgr"):
+            raise InputError("channel order out of range", found=self.channel_order, expected="rgb or bgr")
+
+    def build(self) -> nn.Module:
+        """The network with random weights."""
+        options = structure_options(self.options)
+        return build_model(self.model, num_classes=self.label_set.num_classes, in_channels=self.bands, **options)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "label_set": self.label_set.to_json()}
+
+    @classmethod
+    def from_json(cls, text: dict[str, Any]) -> ModelSpec:
+        """The inverse of `to_json`; keys it does not know (of a newer version) are left out."""
+        values = {key: value for key, value in text.items() if key in cls.__dataclass_fields__}
+        values["label_set"] = LabelSet.from_json(values["label_set"])
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+
+def save_checkpoint(uri: str, model: nn.Module, spec: ModelSpec) -> None:
+    """Write or replace the checkpoint folder `uri`; a checkpoint that stands there is never seen half-replaced."""
+    data = safetensors.torch.save(_plain_state(model))
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = f"weights-{sha256[:8]}.safetensors"
+    storage.write_bytes(storage.join(uri, name), data)
+    description = {
+        "checkpoint_version": CHECKPOINT_VERSION,
+        **spec.to_json(),
+        "files": {name: {"size_bytes": len(data), "sha256": sha256}},
+    }
+    storage.write_json(storage.join(uri, DESCRIPTION), description)
+    for other in storage.list_names(uri):
+        if other.startswith("weights-") and other != name:
+            storage.remove(storage.join(uri, other))
+
+
+def load_checkpoint(uri: str) -> tuple[nn.Module, ModelSpec]:
+    """The network in eval mode with its weights, and its description.
+
+    Raises InputError where `uri` holds no checkpoint or a damaged one (which file, what is wrong with it).
+    """
+    for attempt in range(3):
+        description = _describe(uri)
+        (name, file), *_ = description["files"].items()
+        try:
+            data = storage.read_bytes(storage.join(uri, name))
+            break
+        except FileNotFoundError:
+            # replaced between the two reads: the new description names another file
+            if attempt == 2 or _describe(uri)["files"].keys() == description["files"].keys():
+                raise _damaged(uri, found=f"no file {name}") from None
+    if len(data) != file["size_bytes"]:
+        raise _damaged(uri, found=f"{name} of {len(data)} bytes", expected=f"{file['size_bytes']}")
+    if hashlib.sha256(data).hexdigest() != file["sha256"]:
+        raise _damaged(uri, found=f"{name} with another sha256", expected=file["sha256"])
+    spec = _spec(uri, description)
+    with torch.random.fork_rng(devices=[]):  # the random weights below are overwritten: nobody's seed should feel it
+        model = spec.build()
+    load_weights(model, safetensors.torch.load(data), where=storage.join(uri, name))
+    return model.eval(), spec
+
+
+def read_spec(uri: str) -> ModelSpec:
+    """The description alone, weights unread. Raises InputError like `load_checkpoint`."""
+    return _spec(uri, _describe(uri))
+
+
+def weights_fingerprint(uri: str) -> str:
+    """sha256 (hex) of everything in a checkpoint that can change a mask: weights, structure, normalisation, labels."""
+    description = _describe(uri)
+    spec = _spec(uri, description)
+    decisive = {
+        **spec.to_json(),
+        "options": structure_options(spec.options),
+        "weights": sorted(file["sha256"] for file in description["files"].values()),
+    }
+    for other in ("fingerprint", "metrics"):
+        del decisive[other]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of the network itself on the CPU, whatever wraps it; copies, so that tied weights may be saved."""
+    while True:
+        inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+        if inner is None:
+            break
+        model = inner
+    return {
+        key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for key, value in model.state_dict().items()
+    }
+
+
+def _describe(uri: str) -> dict[str, Any]:
+    try:
+        data = storage.read_bytes(storage.join(uri, DESCRIPTION))
+    except (FileNotFoundError, NotADirectoryError):
+        inner = [name for name in ("best", "last") if storage.exists(storage.join(uri, name, DESCRIPTION))]
+        raise InputError(
+            "no checkpoint",
+            where=uri,
+            expected=f"a folder with {DESCRIPTION}",
+            todo=f"did you mean {storage.join(uri, inner[0])}?" if inner else None,
+        ) from None
+    try:
+        description = json.loads(data)
+    except ValueError as error:
+        raise _damaged(uri, found=f"{DESCRIPTION} that is not JSON ({error})") from None
+    if not isinstance(description, dict) or not isinstance(description.get("files"), dict) or not description["files"]:
+        raise _damaged(uri, found=f"{DESCRIPTION} that names no weights")
+    version = description.get("checkpoint_version")
+    if not isinstance(version, int) or version > CHECKPOINT_VERSION:
+        raise InputError(
+            "checkpoint of another version", where=uri, found=version, expected=f"at most {CHECKPOINT_VERSION}"
+        )
+    return description
+
+
+def _spec(uri: str, description: dict[str, Any]) -> ModelSpec:
+    try:
+        return ModelSpec.from_json(description)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(uri, found=f"{DESCRIPTION} with {type(error).__name__}: {error}") from None
+
+
+def _damaged(uri: str, *, found: str, expected: str | None = None) -> InputError:
+    return InputError("damaged checkpoint", where=uri, found=found, expected=expected)

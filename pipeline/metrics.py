@@ -50,10 +50,10 @@ class ConfusionMatrix:
     @classmethod
     def from_sparse(
         cls,
-        truth: Sequence[int],
-        prediction: Sequence[int],
-        pixels: Sequence[int],
-        unpredicted: Sequence[int],
+        truth: Sequence[int] | np.ndarray,
+        prediction: Sequence[int] | np.ndarray,
+        pixels: Sequence[int] | np.ndarray,
+        unpredicted: Sequence[int] | np.ndarray,
         ignored: int = 0,
     ) -> ConfusionMatrix:
         """The inverse of `sparse`. Equal pairs add up: lists of many pictures may be joined end to end."""

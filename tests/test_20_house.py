@@ -14,8 +14,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # The rooms in the order data flows through them; a room imports only rooms to its left. This is the one list.
 ROOMS = (
-    "errors labels storage schema decode cluster lease run collection collection_table manifest regions transforms "
-    "models losses schedules metrics checkpoint predictor masks sink train segment report evaluate scenes cli"
+    "errors labels storage schema decode cluster lease run progress collection collection_table manifest regions "
+    "transforms samples label_scan models losses schedules metrics checkpoint tiling predictor masks sink statistics "
+    "train_loop train segmenter segment truth tally charts report evaluate scenes cli"
 ).split()
 
 

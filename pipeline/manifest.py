@@ -7,6 +7,7 @@ manifest. Building streams: memory holds one part, not the collection.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -211,7 +212,10 @@ def manifest_of(run: Run, source: str, *, split: str | None = None, labels: str 
             expected=source,
             todo="give another --output, the same source as before, or --overwrite",
         )
-    manifest = given or open_or_build(source, run.at("manifest"), labels=labels)
+    manifest = given or open_manifest(run.at("manifest"))
+    if manifest is None:
+        manifest = build_manifest(source, run.at("manifest"), labels=labels)
+        print(f"{manifest.told()}: {source}", file=sys.stderr, flush=True)
     manifest.require_split(split)
     run.set_manifest({"content": manifest.fingerprint, "split": split})
     run.remember(source=storage.absolute(source))

@@ -26,6 +26,7 @@ from pipeline.run import Run, open_run
 from pipeline.segmenter import Columns, PredictOptions, Segmenter, read_pixels
 from pipeline.sink import PREDICTIONS, Sink, Written, metadata, write_rows
 from pipeline.statistics import write_statistics
+from pipeline.suspects import start_suspects
 
 RESULT_VERSION = 1  # counts up whenever the code changes what a mask holds
 _PARTS_PER_SLICE = 4  # of 250,000 regions: one Dataset keeps a record per block for as long as it lives
@@ -60,6 +61,7 @@ class SegmentConfig:
         fetch_deadline_s: of one attempt to fetch a picture
         fetch_retry_s: how long fetching a picture is retried
         decode_deadline_s: of decoding a picture
+        predict_deadline_s: of one forward pass; 10 s more for each megapixel in it
         shared_filesystem: every node of the cluster sees the same local paths
         single_writer: no other run writes there, on a store that cannot put-if-absent
     """
@@ -83,6 +85,7 @@ class SegmentConfig:
     fetch_deadline_s: float = 60.0
     fetch_retry_s: float = 60.0
     decode_deadline_s: float = 30.0
+    predict_deadline_s: float = 60.0
     shared_filesystem: bool = False
     single_writer: bool = False
 
@@ -164,6 +167,7 @@ class _Job:
         self.predict = self._predict_options()
         run.reopen()
         self.sink = Sink(run.output, run.lease.check, retry_failed=config.retry_failed)
+        self.suspects = start_suspects()
         self.tally = _Tally()
         fingerprints = (run.record["result_fingerprint"], run.record["manifest_fingerprint"])
         self.columns = Columns(tuple(manifest.travelling), metadata(self.label_set, *fingerprints))
@@ -280,6 +284,7 @@ class _Job:
                 self.predict,
                 self.config.read_options,
                 self.columns,
+                self.suspects,
             ),
             compute=ActorPoolStrategy(size=actors),
             batch_size=rows_per_block,
@@ -314,7 +319,7 @@ class _Job:
                 "threads": 1 if device == "cpu" else None,
             }
             self.run.remember(predict=kept)
-        return PredictOptions(**kept)
+        return PredictOptions(**kept, deadline_s=config.predict_deadline_s)
 
     def _num_predictors(self) -> int:
         if self.config.num_predictors:

@@ -7,6 +7,8 @@ column would change type with them).
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +22,7 @@ from pipeline.labels import LabelSet
 from pipeline.masks import encode_mask
 from pipeline.predictor import DeviceError, Prediction, Predictor
 from pipeline.regions import ReadOptions, Region, RegionReader, shared_reader
+from pipeline.suspects import Watchdog
 
 _PIXELS = [
     pa.field("pixels", pa.large_binary()),
@@ -32,7 +35,7 @@ _PIXELS = [
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How an actor predicts. All of it is kept in `_run.json`: the same values give identical masks."""
+    """How an actor predicts. All but the deadlines is kept in `_run.json`: the same values give identical masks."""
 
     device: str = "auto"
     precision: str = "auto"
@@ -41,6 +44,8 @@ class PredictOptions:
     overlap_px: int = 128
     low_confidence: float = 0.5
     threads: int | None = None
+    deadline_s: float = 60.0  # of one forward pass, and more for each megapixel in it
+    deadline_s_per_megapixel: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -73,24 +78,57 @@ def read_pixels(table: pa.Table, options: ReadOptions) -> pa.Table:
 class Segmenter:
     """The predictor actor: a table of manifest rows, with or without pixels, becomes one of results, row by row."""
 
-    def __init__(self, checkpoint: str, predict: PredictOptions, read: ReadOptions, columns: Columns) -> None:
+    def __init__(
+        self, checkpoint: str, predict: PredictOptions, read: ReadOptions, columns: Columns, suspects: Any = None
+    ) -> None:
+        options = dict(vars(predict))
+        self._deadlines_s = options.pop("deadline_s"), options.pop("deadline_s_per_megapixel")
         model, spec = load_checkpoint(checkpoint)
         self.label_set: LabelSet = spec.label_set
-        self.predictor = Predictor(model, spec, **vars(predict))
+        self.predictor = Predictor(model, spec, **options)
         self.columns = columns
         self._read_options = read
         self._reader: RegionReader | None = None
+        self._suspects = suspects
+        self._watchdog = Watchdog()
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        block = table["region_id"][0].as_py() if table.num_rows else -1
+        careful = bool(self._ask("begin_block", block))
         rows: list[dict[str, Any]] = []
-        for batch in _batched(self._regions(table), self.predictor.batch_size):
-            readable = [region for region in batch if region.pixels is not None]
-            try:
-                predictions = iter(self.predictor.predict([r.pixels for r in readable if r.pixels is not None]))
-            except DeviceError:
-                raise  # records nothing: this process ends, its rows are another's
-            rows += [_result(region, next(predictions) if region.pixels is not None else None) for region in batch]
+        for batch in _batched(self._regions(table), 1 if careful else self.predictor.batch_size):
+            rows += self._predict(batch, careful)
+        self._ask("end_block", block)
         return self._table(rows)
+
+    def _predict(self, batch: list[Region], careful: bool) -> list[dict[str, Any]]:
+        pictures = [region.pixels for region in batch if region.pixels is not None]
+        first = batch[0].row["region_id"]
+        if careful and pictures and (before := self._ask("begin_region", first)):
+            status = "timeout" if before.startswith("timeout") else "model_error"
+            return [_result(batch[0], None) | {"status": status, "error": before.removeprefix("timeout: ")}]
+        deadline_s = self._deadlines_s[0] + self._deadlines_s[1] * sum(p.shape[0] * p.shape[1] for p in pictures) / 1e6
+        self._watchdog.start(deadline_s, lambda: careful and self._ask("hung", first, deadline_s))
+        try:
+            predictions = iter(self.predictor.predict(pictures))
+        except DeviceError as error:
+            # records nothing: this process ends, and another predicts these rows
+            if not self._ask("device_failed", first if careful else None):
+                raise
+            print(f"the device failed, ending this process: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        finally:
+            self._watchdog.stop()
+        if careful and pictures:
+            self._ask("end_region", first)
+        return [_result(region, next(predictions) if region.pixels is not None else None) for region in batch]
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        if self._suspects is None:
+            return None
+        import ray
+
+        return ray.get(getattr(self._suspects, method).remote(*args))
 
     def _regions(self, table: pa.Table) -> Iterator[Region]:
         if "pixels" in table.column_names:

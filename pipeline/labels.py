@@ -269,4 +269,18 @@ CITYSCAPES = _named(
 
 ROADS = _named("roads", "background 0 0 0\nroad 255 255 255", ignore=(255,))
 
-LABEL_SETS: dict[str, LabelSet] = {s.name: s for s in (CAMVID, VOC, CITYSCAPES, ROADS)}
+SCENES = _named(
+    "scenes",  # the drawn streets of scenes.py
+    """
+    sky          120 170 220
+    building     150  90  70
+    road          90  80 100
+    pavement     200 180 170
+    tree          80 150  70
+    car          200  50  60
+    person       250 170  40
+    sign         240 230  80
+    """,
+)
+
+LABEL_SETS: dict[str, LabelSet] = {s.name: s for s in (CAMVID, VOC, CITYSCAPES, ROADS, SCENES)}

@@ -36,24 +36,26 @@ def heat_map(matrix: ConfusionMatrix, names: Sequence[str]) -> str:
             f'<rect class="well" x="{missing_x:.1f}" y="{top:.1f}" width="{cell:.1f}" height="{k * cell:.1f}" rx="3"/>'
         )
     wide = np.concatenate([matrix.matrix, matrix.unpredicted[:, None]], axis=1)
-    gap = 1.0 if k <= LABELLED_CLASSES else 0.2
+    labels = []
+    parts.append(f'<g transform="translate({left:.1f} {top:.1f}) scale({cell:.3f})">')  # one cell is one unit here
     for t, p in zip(*np.nonzero(wide), strict=True):
         pixels, share = int(wide[t, p]), float(wide[t, p] / truth[t])
-        x = missing_x if p == k else left + p * cell
-        y = top + t * cell
+        column = (missing_x - left) / cell if p == k else p
         # the root keeps a confusion of 1 % visible beside a hit of 90 %
         opacity = share**0.6
-        what = f"truth {names[t]}, " + ("no prediction" if p == k else f"predicted {names[p]}")
+        what = "no prediction" if p == k else f"predicted {names[p]}"
         parts.append(
-            f'<rect class="{"hit" if t == p else "miss"}" x="{x + gap / 2:.1f}" y="{y + gap / 2:.1f}" '
-            f'width="{cell - gap:.1f}" height="{cell - gap:.1f}" fill-opacity="{opacity:.2f}">'
-            f"<title>{escape(what)}: {pixels:,} px, {percent(share)} of the row</title></rect>"
+            f'<rect class="{"hit" if t == p else "miss"}" x="{column:.4g}" y="{t}" width=".97" height=".97" '
+            f'fill-opacity="{opacity:.2g}"><title>truth {escape(names[t])}, {escape(what)}: {pixels:,} px, '
+            f"{percent(share)} of the row</title></rect>"
         )
         if k <= NUMBERED_CLASSES and share >= 0.005:
-            parts.append(
-                f'<text class="{"on" if opacity > 0.6 else "off"}" x="{x + cell / 2:.1f}" y="{y + cell / 2:.1f}" '
+            x, y = left + (column + 0.485) * cell, top + (t + 0.485) * cell
+            labels.append(
+                f'<text class="{"on" if opacity > 0.6 else "off"}" x="{x:.1f}" y="{y:.1f}" '
                 f'font-size="{min(13.0, cell * 0.34):.1f}">{100 * share:.0f}</text>'
             )
+    parts += ["</g>", *labels]
     if named:
         for i, name in enumerate(names):
             short = escape(name if len(name) <= 24 else name[:23] + "…")

@@ -421,7 +421,7 @@ def test_report_stands_alone(num_classes: int) -> None:
     assert "<script>" not in text and "<i>&class" not in text
     assert f"mIoU over {max(0, num_classes - 1)} of {num_classes} classes" in page.text
     assert "absent from truth and prediction" in page.text and not re.search(r"\bnan\b", page.text, re.IGNORECASE)
-    assert len(text) < 4_000_000  # of 150 classes all confused with each other
+    assert len(text) < 5_000_000  # of 150 classes all confused with each other
 
 
 def test_report_shows_exact_counts_and_the_worst() -> None:

@@ -1,8 +1,9 @@
 """Pixels -> class map, confidence and counts, for pictures of any size; knows nothing of Ray.
 
-The same picture gives the same mask whatever else is in the call: a forward sees pictures of one shape only, and on a
-GPU always a full batch (the last one is padded), because there the batch size chooses the algorithms. What the network
-sees of a large picture is cut into tiles of one shape that overlap; only the inner part of each is kept.
+The same picture gives the same mask whatever else is in the call: a forward sees pictures of one shape only and always
+a full batch (the last one is padded), because the shape of a batch chooses the algorithms and so a network's last bits.
+What the network sees of a large picture is cut into tiles of one shape that overlap; only the inner part of each is
+kept.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Prediction:
 class Predictor:
     """A network ready to predict on one device.
 
-    `batch_size` is None (1 on a CPU, where larger ones gain nothing, 8 on a GPU) or the pictures (tiles) per forward.
+    `batch_size` is None (1 on a CPU, where larger ones gain nothing, 8 on a GPU) or the pictures (tiles) per forward;
+    one too large for memory is halved for the pictures of that shape.
     Pictures with a side over `tile_px` are tiled with at least `overlap_px` of overlap. `precision` is "auto" (float32
     without TF32: a mask must not depend on the device), "float32", "bfloat16" or "float16". `threads` sets torch's
     threads for the whole process: their number changes a network's last bits. Raises InputError for an option out of
@@ -80,14 +82,8 @@ class Predictor:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
-        self.on_gpu = self.device.type == "cuda"
-        if self.on_gpu:
-            torch.backends.cudnn.benchmark = False  # it may pick another algorithm on the next run
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
         self.spec = spec
-        self.batch_size = batch_size or (8 if self.on_gpu else 1)
+        self.batch_size = batch_size or (8 if self.device.type == "cuda" else 1)
         self.tile_px, self.overlap_px = tile_px, overlap_px
         self.precision = "float32" if precision == "auto" else precision
         self.low_confidence = low_confidence
@@ -131,13 +127,13 @@ class Predictor:
             size = self._fits.get(shape, self.batch_size)
             batch, rest = tiles[:size], tiles[size:]
             try:
-                self._forward(batch, size if self.on_gpu else len(batch))
+                self._forward(batch, size)
             except Exception as error:
                 if _is_broken(error):
                     raise DeviceError(f"{type(error).__name__}: {error}") from error
                 if _is_out_of_memory(error) and size > 1:
                     self._fits[shape] = size // 2
-                    if self.on_gpu:
+                    if self.device.type == "cuda":
                         torch.cuda.empty_cache()
                     continue
                 if len(batch) > 1:  # one of them is to blame: each for itself
@@ -159,7 +155,11 @@ class Predictor:
         if len(batch) < padded_size or bottom or right:  # with the mean colour, which is 0 here
             x = functional.pad(x, (0, right, 0, bottom, 0, 0, 0, padded_size - len(batch)))
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32"):
+        # a benchmark may pick another algorithm on the next run; these settings end with the forward, for a process
+        # that also trains wants its own
+        settings = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        autocast = torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32")
+        with settings, autocast:
             logits = self.model(x)
         expected = (padded_size, self.spec.label_set.num_classes, *x.shape[-2:])
         if tuple(logits.shape) != expected:

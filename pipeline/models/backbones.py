@@ -109,7 +109,7 @@ def read_state_dict(uri: str) -> dict[str, Tensor]:
     """
     try:
         data = read_bytes(uri)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise InputError("weights file does not exist", where=uri) from None
     try:
         if uri.endswith(".safetensors"):

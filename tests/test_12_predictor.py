@@ -1,0 +1,296 @@
+"""The predictor: against the plain definition, by itself or in company, whole or in tiles; and class maps as bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline import masks
+from pipeline.checkpoint import ModelSpec
+from pipeline.errors import InputError
+from pipeline.labels import IGNORE, LabelSet, load_label_set
+from pipeline.models import build_model
+from pipeline.predictor import DeviceError, Prediction, Predictor
+from pipeline.tiling import cut_side
+
+LABELS = LabelSet("three", ("a", "b", "c"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
+SPEC = ModelSpec("local", {}, LABELS)
+
+
+class Local(nn.Sequential):
+    """A fully convolutional network that sees 15 pixels around each pixel, partly on a grid of stride 4."""
+
+    def __init__(self, classes: int = 3) -> None:
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=4, mode="bilinear"),
+            nn.Conv2d(8, classes, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        return super().forward(x)[..., :height, :width]
+
+
+def pictures(*sizes: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+
+def predict(predictor: Predictor, given: list[np.ndarray]) -> list[Prediction]:
+    answers = predictor.predict(given)
+    assert all(isinstance(answer, Prediction) for answer in answers), answers
+    return answers
+
+
+def assert_same(first: Prediction, second: Prediction) -> None:
+    for field in dataclasses.fields(Prediction):
+        np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name), err_msg=field.name)
+
+
+# ---- what it says --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (201, 33), (97, 131)])
+def test_it_is_the_plain_definition(shape):
+    network = Local().eval()
+    (picture,) = pictures(shape)
+    (found,) = predict(Predictor(network, SPEC, low_confidence=0.4), [picture])
+    with torch.no_grad():
+        x = (torch.from_numpy(picture) / 255 - torch.tensor(SPEC.mean)) / torch.tensor(SPEC.std)
+        p = network(x.permute(2, 0, 1)[None]).softmax(1)[0].numpy()
+    np.testing.assert_array_equal(found.class_map, p.argmax(0))
+    assert found.class_map.dtype == np.uint8
+    np.testing.assert_array_equal(found.class_pixels, np.bincount(p.argmax(0).ravel(), minlength=3))
+    np.testing.assert_allclose(found.mean_confidence, p.max(0).mean(), rtol=1e-5)
+    for k in range(3):
+        won = p.argmax(0) == k
+        expected = p.max(0)[won].mean() if won.any() else np.nan
+        np.testing.assert_allclose(found.class_confidence[k], expected, rtol=1e-5)
+    np.testing.assert_allclose(found.low_confidence_share, (p.max(0) < 0.4).mean(), atol=1e-4)
+
+
+def test_channel_order_and_size_multiple():
+    """BGR networks are fed BGR; padding to a multiple is cut off again."""
+
+    class Picky(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[-2] % 32 == x.shape[-1] % 32 == 0
+            return x  # the classes are the bands
+
+    spec = dataclasses.replace(SPEC, channel_order="bgr", size_multiple=32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    (picture,) = pictures((45, 67))
+    (found,) = predict(Predictor(Picky(), spec), [picture])
+    np.testing.assert_array_equal(found.class_map, picture[..., ::-1].argmax(2))
+
+
+def test_above_254_classes_a_mask_is_uint16():
+    names = tuple(f"c{i}" for i in range(300))
+    spec = dataclasses.replace(SPEC, label_set=LabelSet("many", names, tuple((0, 0, 0) for _ in names)))
+    network = Local(300).eval()
+    with torch.no_grad():
+        network[-1].bias[280] += 100
+    (found,) = predict(Predictor(network, spec), pictures((20, 30)))
+    assert found.class_map.dtype == np.uint16 and (found.class_map == 280).all()
+
+
+def test_the_lightweight_network_on_odd_sizes():
+    torch.manual_seed(0)
+    spec = dataclasses.replace(SPEC, model="lightweight")
+    predictor = Predictor(build_model("lightweight", num_classes=3).eval(), spec)
+    given = pictures((97, 131), (64, 64))
+    together = predict(predictor, given)
+    assert [p.class_map.shape for p in together] == [(97, 131), (64, 64)]
+    assert_same(predict(predictor, given[:1])[0], together[0])
+
+
+# ---- the same picture, the same mask -------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    order=st.permutations(range(5)),
+    take=st.integers(1, 5),
+    batch_size=st.integers(1, 4),
+)
+def test_company_changes_nothing(order, take, batch_size):
+    given = pictures((40, 50), (40, 50), (50, 40), (40, 50), (200, 350))
+    predictor = Predictor(Local().eval(), SPEC, batch_size=batch_size, tile_px=160, overlap_px=64)
+    chosen = list(order)[:take]
+    together = predict(predictor, [given[i] for i in chosen])
+    for i, prediction in zip(chosen, together, strict=True):
+        assert_same(prediction, predict(predictor, [given[i]])[0])
+
+
+@pytest.mark.parametrize("shape", [(161, 100), (333, 517), (100, 640), (1000, 170)])
+def test_tiles_of_a_local_network_are_the_whole_picture(shape):
+    (picture,) = pictures(shape)
+    (whole,) = predict(Predictor(Local().eval(), SPEC), [picture])
+    (tiled,) = predict(Predictor(Local().eval(), SPEC, tile_px=160, overlap_px=64, batch_size=3), [picture])
+    np.testing.assert_array_equal(tiled.class_map, whole.class_map)
+    np.testing.assert_array_equal(tiled.class_pixels, whole.class_pixels)
+    assert tiled.mean_confidence == pytest.approx(whole.mean_confidence)
+    assert tiled.low_confidence_share == pytest.approx(whole.low_confidence_share)
+
+
+@given(
+    side=st.integers(1, 100_000),
+    tile=st.integers(64, 2048),
+    overlap=st.integers(0, 512),
+)
+def test_cuts_cover_a_side_once(side, tile, overlap):
+    overlap = min(overlap, tile - 64)
+    cuts = cut_side(side, tile, overlap, 32)
+    assert [i for cut in cuts for i in (cut.keep.start, cut.keep.stop)][1:-1:2] == [c.keep.start for c in cuts[1:]]
+    assert cuts[0].keep.start == 0 and cuts[-1].keep.stop == cuts[-1].read.stop == side
+    lengths = {cut.read.stop - cut.read.start for cut in cuts}
+    assert len(lengths) == 1 and lengths.pop() <= tile
+    for before, after in zip(cuts, cuts[1:], strict=False):
+        assert before.read.stop - after.read.start >= overlap and after.read.start % 32 == 0
+        assert before.keep.stop == after.keep.start
+        assert before.read.stop - before.keep.stop >= overlap // 2 <= after.keep.start - after.read.start
+
+
+# ---- one picture's trouble is its own ------------------------------------------------------------------------------
+
+
+class Troubled(nn.Module):
+    """Gives its input as logits, after `trouble(input)` had its chance to raise."""
+
+    def __init__(self, trouble) -> None:
+        super().__init__()
+        self.trouble = trouble
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.trouble(x)
+        return x
+
+
+def test_a_picture_that_the_network_raises_on_costs_no_other():
+    def trouble(x: Tensor) -> None:
+        if (x.amax(dim=(1, 2, 3)) < 0).any():
+            raise ValueError("cannot see in the dark")
+
+    given = pictures(*[(20, 30)] * 6)
+    given[2] = np.zeros_like(given[2])
+    answers = Predictor(Troubled(trouble), SPEC, batch_size=4).predict(given)
+    assert isinstance(answers[2], ValueError) and "dark" in str(answers[2])
+    assert all(isinstance(answer, Prediction) for i, answer in enumerate(answers) if i != 2)
+
+
+def test_a_picture_of_other_bands_is_an_answer():
+    grey = np.zeros((20, 30, 1), dtype=np.uint8)
+    flat = np.zeros((20, 30), dtype=np.uint8)
+    empty = np.zeros((0, 30, 3), dtype=np.uint8)
+    answers = Predictor(Local().eval(), SPEC).predict([grey, *pictures((20, 30)), flat, empty])
+    assert isinstance(answers[0], ValueError) and "20x30x1; the network takes HxWx3" in str(answers[0])
+    assert isinstance(answers[1], Prediction)
+    assert isinstance(answers[2], ValueError) and isinstance(answers[3], ValueError)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_a_batch_too_large_for_memory_is_halved(most):
+    def trouble(x: Tensor) -> None:
+        if len(x) > most:
+            raise torch.OutOfMemoryError(f"{len(x)} are too many")
+
+    given = pictures(*[(20, 30)] * 5)
+    answers = Predictor(Troubled(trouble), SPEC, batch_size=4).predict(given)
+    if most == 0:
+        assert all(isinstance(answer, torch.OutOfMemoryError) for answer in answers)
+    else:
+        for answer, picture in zip(answers, given, strict=True):
+            assert_same(answer, predict(Predictor(Troubled(lambda x: None), SPEC), [picture])[0])
+
+
+def test_a_broken_device_is_not_the_picture():
+    def trouble(x: Tensor) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(DeviceError, match="illegal memory access"):
+        Predictor(Troubled(trouble), SPEC).predict(pictures((20, 30)))
+
+
+def test_logits_that_are_no_numbers_or_no_logits_are_an_error():
+    class Not(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float("nan") if x.shape[-1] == 30 else x[:, :2]
+
+    answers = Predictor(Not(), SPEC).predict(pictures((20, 30), (20, 31)))
+    assert isinstance(answers[0], FloatingPointError) and "no numbers" in str(answers[0])
+    assert isinstance(answers[1], ValueError) and "(1, 2, 20, 31) instead of (1, 3, 20, 31)" in str(answers[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile_px": 150, "overlap_px": 100}, "tile_px=150, overlap_px=100; expected tile_px - overlap_px >= 64"),
+        ({"overlap_px": -1}, "overlap_px=-1"),
+        ({"precision": "int8"}, "found int8; expected auto, float32"),
+        ({"batch_size": 0}, "batch size out of range"),
+    ],
+)
+def test_options_out_of_range_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        Predictor(Local().eval(), SPEC, **options)
+
+
+# ---- class maps ----------------------------------------------------------------------------------------------------
+
+
+@given(
+    class_map=st.sampled_from([np.uint8, np.uint16]).flatmap(
+        lambda dtype: arrays(dtype, st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    )
+)
+def test_masks_are_what_they_were(class_map):
+    for one in (class_map, class_map.T, np.asfortranarray(class_map)):
+        found = masks.decode_mask(masks.encode_mask(one), *one.shape, str(one.dtype))
+        np.testing.assert_array_equal(found, one)
+
+
+def test_a_mask_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="12 bytes is no 3 x 5 of uint8"):
+        masks.decode_mask(bytes(12), 3, 5)
+
+
+def test_a_png_keeps_the_class_ids_and_shows_the_colours():
+    camvid = load_label_set("camvid")
+    class_map = np.array([[0, 5, 10], [IGNORE, 3, 3]], dtype=np.uint8)
+    for colored in (True, False):
+        picture = Image.open(io.BytesIO(masks.to_png(class_map, camvid, colored)))
+        np.testing.assert_array_equal(np.array(picture), class_map)
+    shown = np.array(Image.open(io.BytesIO(masks.to_png(class_map, camvid))).convert("RGB"))
+    np.testing.assert_array_equal(shown, masks.colorize(class_map, camvid))
+    assert tuple(shown[0, 1]) == camvid.colors[5] and tuple(shown[1, 0]) == (0, 0, 0)
+
+
+def test_a_png_of_many_classes():
+    many = LabelSet("many", tuple(f"c{i}" for i in range(300)), tuple((i // 2, 0, 0) for i in range(300)))
+    class_map = np.array([[299, 65535]], dtype=np.uint16)
+    plain = Image.open(io.BytesIO(masks.to_png(class_map, many, colored=False)))
+    np.testing.assert_array_equal(np.array(plain), class_map)
+    shown = np.array(Image.open(io.BytesIO(masks.to_png(class_map, many))))
+    np.testing.assert_array_equal(shown, [[[149, 0, 0], [0, 0, 0]]])
+
+
+def test_an_overlay_leaves_what_was_not_predicted():
+    (picture,) = pictures((1, 2))
+    shown = masks.overlay(picture, np.array([[1, IGNORE]], dtype=np.uint8), LABELS, alpha=1.0)
+    assert tuple(shown[0, 0]) == (0, 255, 0)
+    np.testing.assert_array_equal(shown[0, 1], picture[0, 1])
+    np.testing.assert_array_equal(masks.overlay(picture, np.zeros((1, 2), np.uint8), LABELS, alpha=0.0), picture)

@@ -21,7 +21,7 @@ def heat_map(matrix: ConfusionMatrix, names: Sequence[str]) -> str:
     k = len(names)
     with_missing = bool(matrix.unpredicted.any())
     named = k <= LABELLED_CLASSES
-    cell = max(4.6, min(54.0, 640 / k))
+    cell = max(4.6, min(92.0, 600 / k))
     size = min(12.5, max(6.5, cell * 0.62))
     longest = max(map(len, names)) if named else 0
     left = 8 + min(longest, 24) * size * 0.56 if named else 26
@@ -51,9 +51,10 @@ def heat_map(matrix: ConfusionMatrix, names: Sequence[str]) -> str:
         )
         if k <= NUMBERED_CLASSES and share >= 0.005:
             x, y = left + (column + 0.485) * cell, top + (t + 0.485) * cell
+            tone = "on" if opacity > 0.6 else "off"
+            number = "&gt;99" if 0.995 <= share < 1 else f"{100 * share:.0f}"
             labels.append(
-                f'<text class="{"on" if opacity > 0.6 else "off"}" x="{x:.1f}" y="{y:.1f}" '
-                f'font-size="{min(13.0, cell * 0.34):.1f}">{100 * share:.0f}</text>'
+                f'<text class="{tone}" x="{x:.1f}" y="{y:.1f}" font-size="{min(15.0, cell * 0.32):.1f}">{number}</text>'
             )
     parts += ["</g>", *labels]
     if named:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.charts import heat_map, histogram, percent
+from pipeline.charts import LABELLED_CLASSES, heat_map, histogram, percent
 from pipeline.labels import LabelSet
 from pipeline.metrics import ConfusionMatrix
 
@@ -133,11 +133,14 @@ def _counts(counts: dict[str, int]) -> str:
 
 def _classes(page: Page, values: dict[str, Any]) -> str:
     total = values["pixels"]
+    ids = {name: i for i, name in enumerate(page.label_set.names)}
     rows = []
     entries = zip(page.label_set.colors, values["per_class"].items(), strict=True)
     for color, (name, row) in sorted(entries, key=lambda e: (e[1][1]["iou"] is None, -(e[1][1]["iou"] or 0.0))):
         share = row["truth_pixels"] / total if total else 0.0
-        head = f'<th scope="row"><i class="swatch" style="background:{_hex(color)}"></i>{escape(name)}</th>'
+        # a large matrix has no room for names: its rows are found by their number
+        number = f'<span class="muted">{ids[name]}</span> ' if len(ids) > LABELLED_CLASSES else ""
+        head = f'<th scope="row"><i class="swatch" style="background:{_hex(color)}"></i>{number}{escape(name)}</th>'
         if row["iou"] is None:
             rows.append(f'<tr class="absent">{head}<td colspan="4">absent from truth and prediction</td></tr>')
             continue
@@ -278,7 +281,7 @@ def _problems(page: Page) -> str:
     more = page.problem_total - len(page.problems)
     rest = f'<p class="muted">and {more:,} more, all in pictures/*.parquet</p>' if more else ""
     return (
-        f"<section><h2>Not scored as they should be: {page.problem_total:,}</h2>"
+        f"<section><h2>Left out or missed: {page.problem_total:,}</h2>"
         f'<table class="facts wide">{rows}</table>{rest}</section>'
     )
 

@@ -16,7 +16,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 ROOMS = (
     "errors labels storage schema decode cluster lease run progress collection collection_table manifest regions "
     "transforms samples label_scan models losses schedules metrics checkpoint tiling predictor masks sink statistics "
-    "train_loop train segmenter segment truth tally charts report evaluate scenes cli"
+    "train_loop train suspects segmenter segment predictions truth tally scoring charts report findings evaluate "
+    "scenes cli"
 ).split()
 
 

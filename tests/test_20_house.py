@@ -86,5 +86,5 @@ def test_readme_flags_exist(job: str) -> None:
         [sys.executable, f"jobs/{job}.py", "--help"], cwd=PROJECT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    known = set(re.findall(r"--[a-z][\w-]*", done.stdout))
+    known = {flag.replace("_", "-") for flag in re.findall(r"--[a-z][\w-]*", done.stdout)}
     assert flags and flags <= known, f"jobs/{job}.py does not know {sorted(flags - known)}"

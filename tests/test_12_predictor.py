@@ -235,6 +235,15 @@ def test_logits_that_are_no_numbers_or_no_logits_are_an_error():
     assert isinstance(answers[1], ValueError) and "(1, 2, 20, 31) instead of (1, 3, 20, 31)" in str(answers[1])
 
 
+def test_a_process_that_also_trains_keeps_its_settings():
+    seen = []
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+    network = Troubled(lambda x: seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic)))
+    Predictor(network, SPEC).predict(pictures((20, 30)))
+    assert seen[-1] == (False, True)
+    assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -13,16 +13,16 @@ Color = tuple[int, int, int]
 
 # What a class looks like by day: (hue, its spread), (least, largest) saturation, (least, largest) value.
 _BY_DAY = {
-    SKY: ((0.57, 0.05), (0.12, 0.55), (0.7, 1.0)),
-    BUILDING: ((0.06, 0.06), (0.15, 0.6), (0.4, 0.85)),
-    ROAD: ((0.65, 0.2), (0.02, 0.14), (0.25, 0.55)),
-    PAVEMENT: ((0.1, 0.05), (0.06, 0.3), (0.5, 0.85)),
-    TREE: ((0.29, 0.05), (0.4, 0.7), (0.35, 0.7)),
-    CAR: ((0.0, 0.3), (0.55, 0.9), (0.5, 0.95)),
-    PERSON: ((0.75, 0.1), (0.3, 0.7), (0.35, 0.8)),
-    SIGN: ((0.02, 0.05), (0.7, 0.95), (0.75, 1.0)),
+    SKY: ((0.57, 0.04), (0.2, 0.55), (0.8, 1.0)),
+    BUILDING: ((0.05, 0.05), (0.3, 0.65), (0.45, 0.85)),
+    ROAD: ((0.65, 0.2), (0.02, 0.1), (0.22, 0.42)),
+    PAVEMENT: ((0.1, 0.04), (0.08, 0.25), (0.6, 0.9)),
+    TREE: ((0.29, 0.04), (0.5, 0.8), (0.3, 0.6)),
+    CAR: ((0.0, 0.3), (0.75, 0.95), (0.6, 1.0)),
+    PERSON: ((0.75, 0.06), (0.4, 0.7), (0.35, 0.75)),
+    SIGN: ((0.03, 0.04), (0.85, 1.0), (0.85, 1.0)),
 }
-_BY_DAY_SHARE = 0.8  # of the things; the others take one of the scene's own hues, whatever they are
+_BY_DAY_SHARE = 0.9  # of the things; the others take one of the scene's own hues, whatever they are
 
 
 @dataclass(frozen=True)

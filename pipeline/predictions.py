@@ -87,13 +87,14 @@ class Predictions:
 
 
 def plan_units(files: list[str]) -> list[list[Piece]]:
-    """Ranges of rows that make up all files, each file at least one range; a unit is a list of them.
+    """Ranges of rows that make up all files; a unit is a list of them.
 
-    About 64 units for a small set (so that all workers have some), units of up to 4096 rows for a large one.
+    About 32 units for a small set (so that all workers have some), units of 4096 rows for a large one: a unit that
+    begins inside a row group decodes its masks from the group's first row on, so small units would mostly skip.
     """
     with ThreadPoolExecutor(16) as threads:
         counts = list(threads.map(_num_rows, files))
-    rows_per_unit = int(np.clip(sum(counts) // 64, 16, 4096))
+    rows_per_unit = int(np.clip(sum(counts) // 32, 64, 4096))
     units: list[list[Piece]] = [[]]
     room = rows_per_unit
     for uri, count in zip(files, counts, strict=True):

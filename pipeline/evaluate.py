@@ -127,7 +127,7 @@ def _scoring(
         return replace(scoring, split=config.split)
     if config.split in manifest.splits and not set(splits) - {""}:
         return replace(scoring, labelled_only=True)
-    known = {**manifest.splits, **splits}
+    known = splits if set(splits) - {""} else manifest.splits
     raise InputError(
         f"no prediction is of split {config.split!r}",
         where=config.predictions,

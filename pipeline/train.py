@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,8 +24,12 @@ from pipeline.progress import ProgressLine, start_board
 from pipeline.regions import ReadOptions
 from pipeline.run import Run, open_run
 
+if TYPE_CHECKING:
+    from pipeline.samples import SamplePlan
+
 RESULT_VERSION = 1  # raised when the same options begin to train another network
 LOSS_NAMES = ("cross_entropy_dice", "cross_entropy", "dice")
+_AHEAD_BYTES = 1 << 30  # of samples, for each worker
 STOP_WAIT_S = 100.0  # what a stopped run may take for its last checkpoint (`ray job stop` waits 120 s)
 _BESIDE_THE_RESULT = (
     "source",
@@ -376,7 +380,7 @@ def _fit(
             "train": train_stream(ray.put(table), plan, augmentation, label_set, read_options, first_step),
             "validation": validation_stream(validation, plan.num_workers, label_set, read_options),
         },
-        dataset_config=ray.train.DataConfig(execution_options=ray.data.ExecutionOptions(preserve_order=True)),
+        dataset_config=ray.train.DataConfig(execution_options=_reading_ahead(plan, crop)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=plan.num_workers,
             use_gpu=on_gpu,
@@ -402,6 +406,15 @@ def _fit(
     history = storage.read_json(run.at("history.json"))
     best = max(history, key=lambda record: record["miou"])
     return {"steps": plan.total_steps, "best_miou": best["miou"], "best_epoch": best["epoch"], "last": history[-1]}
+
+
+def _reading_ahead(plan: SamplePlan, crop: tuple[int, int]) -> Any:
+    """Ray Data's options: keep the order, and read ahead some batches, not as far as the object store allows."""
+    from ray.data import ExecutionOptions, ExecutionResources
+
+    ahead_bytes = max(_AHEAD_BYTES * plan.num_workers, 16 * plan.batch_size * crop[0] * crop[1] * 4)
+    limits = ExecutionResources.for_limits(object_store_memory=ahead_bytes)
+    return ExecutionOptions(preserve_order=True, resource_limits=limits)
 
 
 def _watch(trainer: Any, board: Any) -> dict[str, Any]:

@@ -19,6 +19,12 @@ def resize(x: Tensor, like: Tensor) -> Tensor:
     return functional.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
+def zoom(x: Tensor, factor: float) -> Tensor:
+    """Bilinear by `factor` (N x C x H x W -> N x C x round(factor H) x round(factor W))."""
+    size = [max(1, round(side * factor)) for side in x.shape[-2:]]
+    return functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
 class ConvBNReLU(nn.Sequential):
     """k x k convolution without bias, batch norm, ReLU; keeps the size at stride 1."""
 

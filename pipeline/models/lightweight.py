@@ -20,6 +20,7 @@ Departures (the paper is silent, or contradicts itself):
 - FE's two branches are fused by gating: the global one weighs the channels of the local one.
 - The widths (3x3 of 96 and 384 channels in FE, 256 and 160 in the levels) are chosen so that the published size is met
   and the stride-4 level, where a weight costs four times what it costs at stride 8, stays cheap.
+- `input_zoom` (1 by default): the network looks at an enlarged input, where pictures are small and classes thin.
 - Pooled branches have a bias instead of batch norm (see blocks.ImagePooling).
 """
 
@@ -32,15 +33,16 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.models.backbones import MobileNetV2
-from pipeline.models.blocks import ASPP, ConvBNReLU, ImagePooling, resize
+from pipeline.models.blocks import ASPP, ConvBNReLU, ImagePooling, resize, zoom
 
 
 class Lightweight(nn.Module):
     """N x B x H x W float -> logits N x K x H x W.
 
     Options: `output_stride` 8, 16 or 32; `rates` of the ASPP; `feature_enhancement=False` replaces FE by a 1x1 (the
-    paper's ablation); `last_conv=True` keeps the 1280-channel 1x1; `dropout` after the ASPP; `backbone_weights` is
-    None, "imagenet" (downloads) or the path or URI of a state dict of torchvision's MobileNetV2.
+    paper's ablation); `last_conv=True` keeps the 1280-channel 1x1; `dropout` after the ASPP; `input_zoom` enlarges the
+    input before the encoder (time and memory grow with its square); `backbone_weights` is None, "imagenet" (downloads)
+    or the path or URI of a state dict of torchvision's MobileNetV2.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Lightweight(nn.Module):
         feature_enhancement: bool = True,
         last_conv: bool = False,
         dropout: float = 0.1,
+        input_zoom: float = 1.0,
         backbone_weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -60,6 +63,9 @@ class Lightweight(nn.Module):
             raise InputError("rates out of range", found=list(rates), expected="one or more integers from 1 up")
         if not 0 <= dropout < 1:
             raise InputError("dropout out of range", found=dropout, expected="0 <= dropout < 1")
+        if not 0.25 <= input_zoom <= 4:
+            raise InputError("input_zoom out of range", found=input_zoom, expected="0.25 to 4")
+        self.input_zoom = float(input_zoom)
         self.encoder = MobileNetV2(
             in_channels, output_stride=output_stride, weights=backbone_weights, last_conv=last_conv
         )
@@ -76,7 +82,8 @@ class Lightweight(nn.Module):
         self.head = nn.Conv2d(160, num_classes, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        _, at_4, at_8, _, deep = self.encoder(x)
+        enlarged = x if self.input_zoom == 1 else zoom(x, self.input_zoom)
+        _, at_4, at_8, _, deep = self.encoder(enlarged)
         y = self.aspp(deep)  # N x 256 x H/16 x W/16
         y = self.refine_8(torch.cat([resize(y, at_8), self.enhance_8(at_8)], dim=1))  # N x 256 x H/8 x W/8
         y = self.refine_4(torch.cat([resize(y, at_4), self.enhance_4(at_4)], dim=1))  # N x 160 x H/4 x W/4

@@ -1,7 +1,7 @@
 """From a command line to one call: a typed dataclass per job, YAML and flags over it, and what is printed when it ends.
 
-`--config FILE` reads a YAML file (or a URI of one); flags stand over it, hyphens and underscores alike; a bare boolean flag
-means true; `--print-config` shows what a run would use. The exit codes are those of `errors`.
+`--config FILE` reads a YAML file (or a URI of one); flags stand over it, hyphens and underscores alike; a bare
+boolean flag means true; `--print-config` shows what a run would use. The exit codes are those of `errors`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from pipeline.errors import InputError, PipelineError, Stopped, nearest
 Config = TypeVar("Config")
 
 
-def main(job: Callable[[Config], str | None], config_class: type[Config], argv: Sequence[str] | None = None) -> NoReturn:
+def main(
+    job: Callable[[Config], str | None], config_class: type[Config], argv: Sequence[str] | None = None
+) -> NoReturn:
     """Parse, run, print where the result lies (the text that `job` returns), exit with the right code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     config: Any = None
@@ -142,7 +144,8 @@ def _parse_error(text: str) -> InputError:
 
 
 def _prepare(argv: list[str], fields: dict[str, Any]) -> tuple[list[str], str | None, bool]:
-    """Hyphens to underscores, bare booleans to true; takes `--config` and `--print-config` out. Unknown flags: InputError."""
+    """Hyphens to underscores, bare booleans to true; takes `--config` and `--print-config` out. Unknown flags:
+    InputError."""
     out: list[str] = []
     config_uri, print_config = None, False
     known = [*fields, "config", "print_config", "help"]

@@ -1,11 +1,11 @@
 """What lies at a source: pictures in path order, each with its split and, where there is one, its label file.
 
 A source is a folder or prefix (takes names with a picture, raster or video suffix and counts the others), a glob (takes
-every file it matches), one file, or a table: a `.csv` or `.parquet` file with a column `path` or `uri`, perhaps `label`
-and `split`, and any further columns, which travel to the results.
+every file it matches) or one file; `collection_table` takes a table of pictures.
 
-Label files are found beside the pictures: in the folder next to theirs (`train/` and `trainannot/`, `images/` and `masks/`
-or `labels/`), or in the same folder (`x.jpg` with `x_mask.png`, `x_label.png`, or a grey or palette `x.png`).
+Label files are found beside the pictures: in the folder next to theirs (`train/` and `trainannot/`, `images/` and
+`masks/` or `labels/`), or in the same folder (`x.jpg` with `x_mask.png`, `x_label.png`, or a grey or palette
+`x.png`).
 """
 
 from __future__ import annotations
@@ -83,10 +83,6 @@ def list_collection(source: str, *, labels: str | None = None) -> Collection:
     (`masks_ignore`), or the URI of a folder with the same paths.
     """
     source = source.rstrip("/") or "/"
-    if source.lower().endswith((".csv", ".parquet")) and not storage.is_folder(source):
-        from pipeline.collection_table import list_table
-
-        return list_table(source)
     is_folder = storage.is_folder(source)
     if not is_folder and storage.exists(source):
         root, name = posixpath.split(storage.absolute(source))
@@ -162,9 +158,7 @@ class _LabelFolders:
         self._folder_name = labels if self._tree is None else None
         if self._tree is not None and not storage.is_folder(self._tree):
             raise InputError("label folder does not exist", where=self._tree)
-        self._exists = functools.lru_cache(maxsize=100_000)(
-            lambda path: storage.is_folder(self._base + path)
-        )
+        self._exists = functools.lru_cache(maxsize=100_000)(lambda path: storage.is_folder(self._base + path))
         self._names = functools.lru_cache(maxsize=4)(self._read_names)
         self.label_folder = functools.lru_cache(maxsize=1024)(self._find)
         self.is_label_folder = functools.lru_cache(maxsize=1024)(self._is_label_folder)

@@ -20,6 +20,11 @@ from pipeline.errors import InputError
 _OWN = {"path", "uri", "label", "label_uri", "split", "size_bytes", "version"}
 
 
+def is_table(source: str) -> bool:
+    """Whether a source is a table of pictures, by its suffix."""
+    return source.lower().endswith((".csv", ".parquet")) and not storage.is_folder(source)
+
+
 def list_table(source: str) -> Collection:
     """The pictures that a table names, in path order. Relative paths start at the table's folder.
 
@@ -37,9 +42,7 @@ def list_table(source: str) -> Collection:
     except pa.ArrowInvalid as error:
         raise InputError("table of pictures cannot be read", where=source, found=error) from None
     if not {"path", "uri"} & set(table.column_names):
-        raise InputError(
-            "table of pictures has no column `path` or `uri`", where=source, found=table.column_names
-        )
+        raise InputError("table of pictures has no column `path` or `uri`", where=source, found=table.column_names)
     reserved = set(table.column_names) & (set(schema.predictions_schema().names) - _OWN)
     if reserved:
         raise InputError("table of pictures uses a reserved column", where=source, found=sorted(reserved))

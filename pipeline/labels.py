@@ -1,8 +1,8 @@
 """Label sets: the names, ids and colours of the classes, and what the raw values of label files mean.
 
-A label file holds raw values; a class map holds class ids 0..K-1 and one ignore value (255, or 65535 above 254 classes).
-`remap` leads from raw values to class ids, `ignore` lists the raw values that are void; every other value is unknown,
-which is bad input: it is counted, never guessed.
+A label file holds raw values; a class map holds class ids 0..K-1 and one ignore value (255, or 65535 above 254
+classes). `remap` leads from raw values to class ids, `ignore` lists the raw values that are void; every other value
+is unknown, which is bad input: it is counted, never guessed.
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ class LabelSet:
         Raises InputError where something is missing or of the wrong kind.
         """
         if not isinstance(text, dict) or not isinstance(text.get("classes"), list):
-            raise InputError(
-                "not a label set", where=where, expected="a mapping with `name` and a list `classes`"
-            )
+            raise InputError("not a label set", where=where, expected="a mapping with `name` and a list `classes`")
         unknown = set(text) - {"name", "classes", "remap", "ignore"}
         if unknown:
             key = sorted(map(str, unknown))[0]
@@ -259,11 +257,7 @@ CITYSCAPES = _named(
     motorcycle      0   0 230
     bicycle       119  11  32
     """,
-    remap=dict(
-        zip(
-            (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), range(19), strict=True
-        )
-    ),
+    remap=dict(zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), range(19), strict=True)),
     ignore=(*range(7), 9, 10, 14, 15, 16, 18, 29, 30, 255),
 )
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema, storage
 from pipeline.collection import Entry, list_collection
+from pipeline.collection_table import is_table, list_table
 from pipeline.errors import InputError
 from pipeline.run import Run, open_run
 
@@ -173,7 +174,7 @@ def build_manifest(source: str, uri: str, *, labels: str | None = None, split: s
     `labels` names the folder of label files where the collection does not say it itself. Raises InputError for a
     source that does not exist or holds no picture; then nothing stays at `uri`.
     """
-    listing = list_collection(source, labels=labels)
+    listing = list_table(source) if is_table(source) else list_collection(source, labels=labels)
     writer = _Writer(uri, listing.extra_fields)
     try:
         for entry in listing:

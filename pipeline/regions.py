@@ -39,9 +39,9 @@ class ReadOptions:
 class Region:
     """One region as far as it could be read.
 
-    `pixels` is uint8 H x W x 3 (RGB) and not None exactly where `status` is "ok" and pictures were asked for. `truth` is
-    the encoded class map H x W; where it could not be had, `truth_error` says why. `unknown_labels` counts the pixels
-    of raw values that are outside the label set.
+    `pixels` is uint8 H x W x 3 (RGB) and not None exactly where `status` is "ok" and pictures were asked for. `truth`
+    is the encoded class map H x W; where it could not be had, `truth_error` says why. `unknown_labels` counts the
+    pixels of raw values that are outside the label set.
     """
 
     row: Row
@@ -71,10 +71,9 @@ class RegionReader:
         self._child = DecodeChild()
         self._threads = ThreadPoolExecutor(self.options.threads, thread_name_prefix="fetch")
 
-    def read(
-        self, rows: Iterable[Row], *, pictures: bool = True, labels: bool = False
-    ) -> Iterator[Region]:
-        """One `Region` for each row, in order. A row needs `uri`; `size_bytes` and `version` are checked where given."""
+    def read(self, rows: Iterable[Row], *, pictures: bool = True, labels: bool = False) -> Iterator[Region]:
+        """One `Region` for each row, in order. A row needs `uri`; `size_bytes` and `version` are checked where
+        given."""
         ahead: deque[Future[Region]] = deque()
         for row in rows:
             ahead.append(self._threads.submit(self._read_one, row, pictures, labels))

@@ -1,8 +1,8 @@
 """A job's output folder: whose it is, what run it holds, and how it is left.
 
-`_run.json` holds two fingerprints: *result* (everything that can change what comes out) and *manifest* (the content that
-went in). The same command on the same folder resumes or says "complete"; another run is refused. `_lease.json` names the
-one live driver. Bad input leaves the folder as it was.
+`_run.json` holds two fingerprints: *result* (everything that can change what comes out) and *manifest* (the content
+that went in). The same command on the same folder resumes or says "complete"; another run is refused. `_lease.json`
+names the one live driver. Bad input leaves the folder as it was.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def open_run(
 ) -> Iterator[Run]:
     """Open an output folder for a job: refuse another run's, take the lease, keep it until the block ends.
 
-    `result` holds everything that can change what comes out, by name (JSON values); `config` is the job's dataclass, saved
-    as `_config.yaml`. Raises InputError, with the folder left as it was, where it holds another run or is leased to a live
-    driver. On InputError from within, a fresh folder is emptied again.
+    `result` holds everything that can change what comes out, by name (JSON values); `config` is the job's dataclass,
+    saved as `_config.yaml`. Raises InputError, with the folder left as it was, where it holds another run or is
+    leased to a live driver. On InputError from within, a fresh folder is emptied again.
     """
     output = storage.absolute(output)
     result = json.loads(json.dumps(result))
@@ -210,5 +210,3 @@ def _short(value: Any) -> str:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-

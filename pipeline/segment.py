@@ -1,7 +1,7 @@
 """The segment job: every region of a collection through a network into Parquet, each exactly once.
 
-manifest -> (pending rows) -> fetch, decode, predict -> write -> publish. Ray Data streams; the driver holds a bit per region
-and moves finished files.
+manifest -> (pending rows) -> fetch, decode, predict -> write -> publish. Ray Data streams; the driver holds a bit per
+region and moves finished files.
 """
 
 from __future__ import annotations
@@ -264,14 +264,18 @@ class _Job:
         actors = self._num_predictors()
         rows_per_block = int(np.clip(count // (4 * actors), 1, 64))
         on_gpu = self.predict.device == "cuda"
-        data = ray.data.read_parquet(paths, filesystem=fs, columns=wanted)
+        data = ray.data.read_parquet(paths, filesystem=fs).select_columns(wanted)
         data = data.map_batches(
-            _select, fn_kwargs={"bitmap": bitmap}, batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+            _select,  # type: ignore[arg-type]  # Ray's own types leave keyword arguments out
+            fn_kwargs={"bitmap": bitmap},
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
         )
         data = data.repartition(target_num_rows_per_block=rows_per_block)
         if on_gpu:  # a network of a GPU is fed from CPU workers
             data = data.map_batches(
-                read_pixels,
+                read_pixels,  # type: ignore[arg-type]
                 fn_kwargs={"options": self.config.read_options},
                 batch_size=None,
                 batch_format="pyarrow",
@@ -293,7 +297,7 @@ class _Job:
             num_gpus=1 if on_gpu else None,
         )
         data = data.map_batches(
-            _write,
+            _write,  # type: ignore[arg-type]
             fn_kwargs={"attempt_uri": self.sink.attempt_uri},
             batch_size=rows_per_file,
             batch_format="pyarrow",
@@ -350,5 +354,3 @@ def _told(summary: dict[str, Any]) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-

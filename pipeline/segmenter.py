@@ -1,8 +1,8 @@
 """The worker side of the segment job: manifest rows -> pixels -> predictions -> result rows, one for each.
 
-On CPUs one actor reads and predicts: its reader's threads and decoder process run ahead while the network works. Before
-GPUs, reading is a stage of its own on CPU workers, and pixels travel as bytes (shapes differ from row to row, and a tensor
-column would change type with them).
+On CPUs one actor reads and predicts: its reader's threads and decoder process run ahead while the network works.
+Before GPUs, reading is a stage of its own on CPU workers, and pixels travel as bytes (shapes differ from row to row,
+and a tensor column would change type with them).
 """
 
 from __future__ import annotations
@@ -183,5 +183,3 @@ def _batched(regions: Iterator[Region], size: int) -> Iterator[list[Region]]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]
-
-

@@ -1,14 +1,11 @@
 """Exactly-once Parquet: whatever dies, each region is in the public folder once.
 
-How: write tasks put whole files of `ok` rows, and files of their own for the others, under `OUTPUT/_attempts/NNN/`, and hand
-the driver their names. Ray delivers each task's result once, however often it ran, and only the driver (which holds the
-lease) moves files: `ok` ones into `OUTPUT/predictions/`, the others into `OUTPUT/_attempts/held/`. So any Parquet reader
-pointed at `predictions/` sees no region twice, and what a dead attempt writes late is never seen. Resuming counts the
-rows of both folders and drops what earlier attempts left elsewhere. When nothing is pending, the held rows are published: a
-region's row is its `ok` row, or else its newest other row.
-
-The first design kept commit records in the store and published at the end of slices of a million; with the driver as the
-only one who moves files no record is needed, and a kill loses only files under way.
+How: write tasks put whole files of `ok` rows, and files of their own for the others, under `OUTPUT/_attempts/NNN/`,
+and hand the driver their names. Ray delivers each task's result once, however often it ran, and only the driver
+(which holds the lease) moves files: `ok` ones into `OUTPUT/predictions/`, the others into `OUTPUT/_attempts/held/`.
+So any Parquet reader pointed at `predictions/` sees no region twice, and what a dead attempt writes late is never
+seen. Resuming counts the rows of both folders and drops what earlier attempts left elsewhere. When nothing is
+pending, the held rows are published: a region's row is its `ok` row, or else its newest other row.
 """
 
 from __future__ import annotations
@@ -169,8 +166,8 @@ def prediction_files(uri: str) -> list[str]:
 def read_predictions(uri: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """The committed rows of a segment run, in no particular order, one dict each; `mask` a numpy array H x W or None.
 
-    `uri` is the segment job's OUTPUT or its `predictions/`. Raises InputError where there are none. `columns` limits what
-    is read; with `mask`, height, width and mask_dtype are read as well.
+    `uri` is the segment job's OUTPUT or its `predictions/`. Raises InputError where there are none. `columns` limits
+    what is read; with `mask`, height, width and mask_dtype are read as well.
     """
     files = prediction_files(uri)
     if not files and not storage.is_folder(uri):
@@ -244,5 +241,3 @@ def _attempt_number(name: str) -> int:
     parts = name.rsplit("/", 1)[-1].split("-")
     digits = parts[1] if len(parts) > 2 else parts[0]
     return int(digits) if digits.isdigit() else 0
-
-

@@ -310,4 +310,3 @@ def _temporary(path: str) -> str:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     return os.path.join(folder, f".{os.path.basename(path)[:100]}-{uuid.uuid4().hex[:8]}.tmp")
-

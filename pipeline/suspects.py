@@ -1,9 +1,9 @@
 """Which regions kill or hang the process that predicts them: each costs its own row, not the job.
 
-Ray restarts a dead actor and gives it the same block again, for ever. So each block is announced before it is begun. One
-that was begun before and not ended is gone through with care: each region alone, announced before it is predicted. A
-region that was announced so and found again is guilty: it becomes a row with its reason. A block that nothing befalls
-costs one short call.
+Ray restarts a dead actor and gives it the same block again, for ever. So each block is announced before it is begun.
+One that was begun before and not ended is gone through with care: each region alone, announced before it is
+predicted. A region that was announced so and found again is guilty: it becomes a row with its reason. A block that
+nothing befalls costs one short call.
 """
 
 from __future__ import annotations

@@ -50,7 +50,9 @@ def main(
             sys.modules["ray"].shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code) if code else sys.exit(0)  # a failed run does not wait for threads that hang
+    if code:
+        os._exit(code)  # a failed run does not wait for threads that hang
+    sys.exit(0)
 
 
 def parse(config_class: type[Config], argv: Sequence[str]) -> Config:

@@ -12,6 +12,7 @@ import secrets
 import signal
 from collections.abc import Iterable
 from types import FrameType
+from typing import Any
 
 from pipeline import storage
 from pipeline.errors import InputError, Stopped
@@ -44,7 +45,7 @@ def connect(written: Iterable[str], *, shared_filesystem: bool = False) -> None:
 
     if not ray.is_initialized():
         variables = {k: v for k, v in os.environ.items() if k.startswith(_CARRIED_PREFIXES)}
-        options = {
+        options: dict[str, Any] = {
             "runtime_env": {"env_vars": {**_WORKER_ENV, **variables}},
             "logging_level": logging.WARNING,
             "log_to_driver": False,  # every actor start prints a harmless ERROR line (ray#53727)

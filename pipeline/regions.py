@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -115,7 +115,7 @@ class RegionReader:
         raw = self._decode(fetch(uri, None, None, self.options), "label")
         region.truth, region.unknown_labels = self.label_set.encode(raw)
 
-    def _decode(self, data: bytes, kind: str) -> np.ndarray:
+    def _decode(self, data: bytes, kind: Literal["picture", "label"]) -> np.ndarray:
         try:
             return self._child.decode(
                 data,

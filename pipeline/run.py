@@ -23,6 +23,7 @@ from pipeline.errors import InputError
 from pipeline.lease import LEASE, Lease
 
 RUN, SUCCESS, CONFIG, LOGS = "_run.json", "_SUCCESS", "_config.yaml", "_logs"
+REPLACED = "_replaced"  # what --overwrite replaces, until it is certain that the input is good
 
 
 class Run:
@@ -106,7 +107,7 @@ def open_run(
     fresh = record is None or overwrite
     try:
         if overwrite:
-            _clear(output, keep=(LEASE,))
+            _move_all(output, storage.join(output, REPLACED))
         if fresh:
             record = {"job": job, "result": result, "result_fingerprint": fingerprint(result), "started": _now()}
             storage.write_json(storage.join(output, RUN), record)
@@ -115,12 +116,15 @@ def open_run(
         assert record is not None
         yield Run(output, job, record, lease, fresh)
     except InputError:
-        if fresh and not overwrite:
-            _clear(output, keep=(LEASE,))
+        if fresh:
+            _clear(output, keep=(LEASE, REPLACED))
+            _move_all(storage.join(output, REPLACED), output)
         lease.release()
         _remove_empty(made)
         raise
     finally:
+        if overwrite:
+            storage.remove_tree(storage.join(output, REPLACED))
         lease.release()
 
 
@@ -170,6 +174,15 @@ def _refuse_other(output: str, kind: str, before: dict[str, Any], now: dict[str,
             expected=_short(now.get(name)),
             todo="give another --output, the same options as before, or --overwrite",
         )
+
+
+def _move_all(source: str, target: str) -> None:
+    """Move all that a folder holds, save the lease and the replaced run itself."""
+    for name in storage.list_names(source):
+        if name not in (LEASE, REPLACED):
+            storage.move_tree(storage.join(source, name), storage.join(target, name))
+    if source.endswith("/" + REPLACED):
+        storage.remove_tree(source)
 
 
 def _clear(output: str, keep: tuple[str, ...]) -> None:

@@ -193,6 +193,15 @@ def move(source: str, target: str) -> None:
         fs.invalidate_cache()
 
 
+def move_tree(source: str, target: str) -> None:
+    """Rename a file or folder, or move a prefix file by file. Not atomic on object stores."""
+    if is_local(source) or not is_folder(source):
+        move(source, target)
+        return
+    for file in list(walk_files(source)):
+        move(file.uri, join(target, file.path))
+
+
 def remove(uri: str) -> None:
     """Remove one file; nothing happens where there is none."""
     fs, path = filesystem(uri)

@@ -58,7 +58,9 @@ def test_json_brings_a_label_set_back(name: str) -> None:
 
 def test_yaml_file(tmp_path: Path) -> None:
     path = tmp_path / "two.yaml"
-    path.write_text("name: two\nclasses: [ground, {name: road, color: [255, 0, 0]}]\nremap: {0: 0, 255: 1}\nignore: []\n")
+    path.write_text(
+        "name: two\nclasses: [ground, {name: road, color: [255, 0, 0]}]\nremap: {0: 0, 255: 1}\nignore: []\n"
+    )
     two = load_label_set(str(path))
     assert two.names == ("ground", "road") and two.colors[1] == (255, 0, 0)
     assert two.encode(np.array([[0, 255]]))[0].tolist() == [[0, 1]]

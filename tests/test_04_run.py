@@ -47,8 +47,9 @@ def test_another_run_is_refused_by_name_and_replaced_only_on_request(output: str
         run.set_manifest({"content": "abc"})
         storage.write_bytes(run.at("predictions", "x"), b"1")
     before = {f.path: f.size_bytes for f in storage.walk_files(output)}
-    with pytest.raises(InputError, match="result differs in tile.*found 5; expected 6"), open_run(
-        output, "segment", {"tile": 6}, CONFIG
+    with (
+        pytest.raises(InputError, match="result differs in tile.*found 5; expected 6"),
+        open_run(output, "segment", {"tile": 6}, CONFIG),
     ):
         pass
     with pytest.raises(InputError, match="a run of 'segment'"), open_run(output, "train", {"tile": 5}, CONFIG):
@@ -67,6 +68,16 @@ def test_bad_input_leaves_the_folder_as_it_was(output: str) -> None:
     assert not storage.exists(output)
 
 
+def test_bad_input_brings_back_what_overwrite_was_to_replace(output: str) -> None:
+    with open_run(output, "segment", {"tile": 5}, CONFIG) as run:
+        storage.write_bytes(run.at("predictions", "x"), b"1")
+    before = {f.path: storage.read_bytes(f.uri) for f in storage.walk_files(output)}
+    with pytest.raises(InputError), open_run(output, "segment", {"tile": 6}, CONFIG, overwrite=True) as run:
+        storage.write_bytes(run.at("predictions", "y"), b"2")
+        raise InputError("no picture")
+    assert {f.path: storage.read_bytes(f.uri) for f in storage.walk_files(output)} == before
+
+
 def test_a_failure_keeps_what_was_done(output: str) -> None:
     with pytest.raises(PipelineError), open_run(output, "segment", {}, CONFIG) as run:
         storage.write_bytes(run.at("predictions", "x"), b"1")
@@ -79,8 +90,9 @@ def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match=r"thesis\.tex"), open_run(str(tmp_path), "segment", {}, CONFIG):
         pass
-    with pytest.raises(InputError, match="output is a file"), open_run(
-        str(tmp_path / "thesis.tex"), "segment", {}, CONFIG
+    with (
+        pytest.raises(InputError, match="output is a file"),
+        open_run(str(tmp_path / "thesis.tex"), "segment", {}, CONFIG),
     ):
         pass
     assert os.listdir(tmp_path) == ["thesis.tex"]

@@ -157,9 +157,7 @@ def test_s3_prefix_with_labels(s3: object, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["nowhere", "empty", "empty/*.jpg", "nowhere/*.jpg", "s3://no-such-bucket-x/y"])
-def test_a_source_without_pictures_is_bad_input_and_leaves_nothing(
-    tmp_path: Path, source: str, s3_server: str
-) -> None:
+def test_a_source_without_pictures_is_bad_input_and_leaves_nothing(tmp_path: Path, source: str, s3_server: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="does not exist|no picture found"):
         build_manifest(source if "://" in source else str(tmp_path / source), str(tmp_path / "m"))

@@ -1,6 +1,6 @@
 """What stands and drives in a street. Each function draws one figure whose foot is at (x, y), `s` px a unit of size.
 
-`light` is -1 or 1, the side the sun shines from. A person is about 53 units tall, a car 40 long, a pole 7 wide.
+`light` is -1 or 1, the side the sun shines from. A person is about 59 units tall, a car 44 long, a pole 9 wide.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def tree(canvas: Canvas, palette: Palette, rng: Generator, light: int, x: float,
     canvas.shadow(x - light * 6 * s, y, 16 * s, 4 * s)
     trunk, leaf = shade(palette.color(rng), 0.75), palette.color(rng, TREE)
     top = y - rng.uniform(20, 30) * s
-    stem = [(x - 3 * s, y), (x - 2.2 * s, top), (x + 2.2 * s, top), (x + 3 * s, y)]
+    stem = [(x - 4 * s, y), (x - 3 * s, top), (x + 3 * s, top), (x + 4 * s, y)]
     canvas.fill(TREE, stem, flat(trunk))
-    r = rng.uniform(13, 19) * s
+    r = rng.uniform(15, 21) * s
     cy = top - r * 0.5
     crown = []
     for angle in np.linspace(0, 2 * math.pi, 40, endpoint=False):
-        reach = r * (1 + 0.13 * math.sin(angle * 7 + x) + rng.normal(0, 0.05))
+        reach = r * (1 + 0.08 * math.sin(angle * 7 + x) + rng.normal(0, 0.03))
         crown.append((x + reach * math.cos(angle), cy + reach * math.sin(angle) * 1.05))
     canvas.fill(TREE, crown, flat(shade(leaf, 0.8)))
     draw = canvas.draw
@@ -39,7 +39,7 @@ def tree(canvas: Canvas, palette: Palette, rng: Generator, light: int, x: float,
 
 def car(canvas: Canvas, palette: Palette, rng: Generator, light: int, x: float, y: float, s: float) -> None:
     """From the side: hull, cabin, two windows, a lamp and two wheels."""
-    length, tall, wheel = rng.uniform(36, 44) * s, rng.uniform(8, 10) * s, 4.3 * s
+    length, tall, wheel = rng.uniform(40, 48) * s, rng.uniform(9, 11) * s, 4.7 * s
     face = rng.choice([-1, 1])
     body = palette.color(rng, CAR)
     canvas.shadow(x - light * 7 * s, y, length * 0.55, 3.5 * s)
@@ -64,7 +64,7 @@ def car(canvas: Canvas, palette: Palette, rng: Generator, light: int, x: float, 
 
 def person(canvas: Canvas, palette: Palette, rng: Generator, light: int, x: float, y: float, s: float) -> None:
     """Legs in mid-stride, a coat with two arms, a head with hair."""
-    s *= 1.45
+    s *= 1.6
     canvas.shadow(x - light * 2.5 * s, y, 7 * s, 2.2 * s)
     coat, trousers = palette.color(rng, PERSON), shade(palette.color(rng), 0.7)
     stride, reach = rng.uniform(1.5, 4), rng.uniform(1, 3)
@@ -87,10 +87,10 @@ def person(canvas: Canvas, palette: Palette, rng: Generator, light: int, x: floa
 
 def sign(canvas: Canvas, palette: Palette, rng: Generator, light: int, x: float, y: float, s: float) -> None:
     """A striped pole with a plate: triangle, square, lozenge or disc."""
-    s *= 1.4
+    s *= 1.5
     canvas.shadow(x - light * 2 * s, y, 5 * s, 1.6 * s)
-    top, r = y - rng.uniform(30, 38) * s, rng.uniform(8.5, 10.5) * s
-    pole = [(x - 2.6 * s, y), (x - 2.6 * s, top), (x + 2.6 * s, top), (x + 2.6 * s, y)]
+    top, r = y - rng.uniform(30, 38) * s, rng.uniform(9.5, 11.5) * s
+    pole = [(x - 3 * s, y), (x - 3 * s, top), (x + 3 * s, top), (x + 3 * s, y)]
     canvas.fill(SIGN, pole, bands(palette.color(rng, SIGN), 5 * s))
     corners = int(rng.choice([3, 4, 4, 24]))
     start = -math.pi / 2 if corners != 4 else float(rng.choice([0.0, math.pi / 4]))

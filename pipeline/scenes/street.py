@@ -135,14 +135,14 @@ class Street:
         rng, depth = self.rng, self.height - self.horizon
         draw_one = {TREE: figures.tree, CAR: figures.car, PERSON: figures.person, SIGN: figures.sign}
         standing = []
-        for kind, most in ((TREE, 3), (CAR, 3), (PERSON, 3), (SIGN, 2)):
+        for kind, most in ((TREE, 2), (CAR, 3), (PERSON, 2), (SIGN, 2)):
             for _ in range(rng.integers(1, most + 1)):
-                standing.append((rng.uniform(0.18 if kind == CAR else 0.1, 0.9), kind))
+                standing.append((rng.uniform(0.18 if kind == CAR else 0.15, 0.9), kind))
         for near, kind in sorted(standing):
             y = self.horizon + depth * near
             if kind == CAR:
                 y = min(max(y, self.road_top + 4 * self.unit), self.road_bottom - 2 * self.unit)
-            size = (0.8 + 0.6 * near) * self.unit * rng.uniform(0.9, 1.15)
+            size = (0.85 + 0.6 * near) * self.unit * rng.uniform(0.9, 1.15)
             draw_one[kind](self.canvas, self.palette, rng, self.light, self._place(kind, y), y, size)
 
     def _place(self, kind: int, y: float) -> float:

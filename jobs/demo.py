@@ -1,0 +1,113 @@
+"""The demo: draw streets, train on them, segment and evaluate unseen ones (`make demo`; see --help).
+
+The same functions as the jobs, on a data set that needs nothing but this code. A second call says what is complete.
+"""
+
+import dataclasses
+import io
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from pipeline import storage  # noqa: E402
+from pipeline.cli import main, parse  # noqa: E402
+from pipeline.decode.picture import decode, decode_label  # noqa: E402
+from pipeline.errors import GateError, InputError  # noqa: E402
+from pipeline.evaluate import EvaluateConfig, evaluate  # noqa: E402
+from pipeline.findings import headline, table  # noqa: E402
+from pipeline.labels import SCENES  # noqa: E402
+from pipeline.masks import colorize  # noqa: E402
+from pipeline.progress import duration  # noqa: E402
+from pipeline.scenes import write_scenes  # noqa: E402
+from pipeline.segment import SegmentConfig, segment  # noqa: E402
+from pipeline.sink import read_predictions  # noqa: E402
+from pipeline.train import TrainConfig, train  # noqa: E402
+
+
+@dataclasses.dataclass
+class DemoConfig:
+    """Draw street scenes, train on them, segment and evaluate unseen ones, and print what came out.
+
+    Args:
+        output: local folder of the demo
+        training: the options of jobs/train.py
+        train_scenes: scenes to train on
+        unseen_scenes: scenes to segment and evaluate, of other seeds and layouts
+        least_miou: the demo fails (exit code 3) below this mIoU on the unseen scenes
+        picture: PNG of a few unseen scenes beside truth and prediction; default OUTPUT/demo.png
+        overwrite: draw, train, segment and evaluate again
+    """
+
+    output: str = str(PROJECT / "runs" / "demo")
+    training: str = str(PROJECT / "configs" / "demo.yaml")
+    train_scenes: int = 240
+    unseen_scenes: int = 48
+    least_miou: float = 0.80
+    picture: str | None = None
+    overwrite: bool = False
+
+
+def demo(config: DemoConfig) -> str:
+    """Run the demo; returns the line that says where the report lies. Raises GateError below `least_miou`."""
+    started_s = time.monotonic()
+    at = _folders(config)
+    arguments = ["--config", config.training, "--source", at["scenes"], "--output", at["train"]]
+    print(train(parse(TrainConfig, arguments)), flush=True)
+    best = storage.join(at["train"], "best")
+    print(segment(SegmentConfig(at["scenes"], best, at["segment"], split="val")), flush=True)
+    evaluate(EvaluateConfig(at["segment"], at["scenes"], at["evaluate"], split="val"))
+    metrics = storage.read_json(storage.join(at["evaluate"], "metrics.json"))
+    picture = config.picture or storage.join(config.output, "demo.png")
+    storage.write_bytes(picture, _beside_each_other(at["segment"]))
+    print(f"\n{table(metrics)}\n\nunseen scenes: {headline({**metrics, 'num_classes': SCENES.num_classes})}")
+    print(f"took {duration(time.monotonic() - started_s)}; picture, truth and prediction in {picture}", flush=True)
+    report = storage.join(at["evaluate"], "report.html")
+    if metrics["miou"] < config.least_miou:
+        raise GateError(f"mIoU {metrics['miou']:.3f} on the unseen scenes is below {config.least_miou}; see {report}")
+    return f"report in {report}"
+
+
+def _folders(config: DemoConfig) -> dict[str, str]:
+    """Where each job writes; the scenes drawn, and what was made from other scenes removed."""
+    output = Path(config.output).absolute()
+    mark = output / "_demo.json"  # what may be removed here is the demo's own
+    if "://" in config.output or (output.exists() and any(output.iterdir()) and not mark.exists()):
+        raise InputError("not a folder for the demo", where=config.output, expected="a local folder, new or its own")
+    if config.train_scenes < 1 or config.unseen_scenes < 1:
+        raise InputError("--train-scenes and --unseen-scenes must be 1 or more")
+    output.mkdir(parents=True, exist_ok=True)
+    mark.write_text("{}\n")
+    at = {name: str(output / name) for name in ("scenes", "train", "segment", "evaluate")}
+    if config.overwrite:
+        storage.remove_tree(at["scenes"])
+    if write_scenes(at["scenes"], config.train_scenes, config.unseen_scenes):
+        for name in ("train", "segment", "evaluate"):
+            storage.remove_tree(at[name])
+        print(f"drew {config.train_scenes} scenes to train on and {config.unseen_scenes} unseen ones", flush=True)
+    return at
+
+
+def _beside_each_other(predictions: str, rows: int = 2, gap_px: int = 4) -> bytes:
+    """A PNG of the first scenes by name: picture | truth | prediction, one scene a row."""
+    found = {row["path"]: row for row in read_predictions(predictions, ["path", "uri", "mask"])}
+    lines = []
+    for _, row in sorted(found.items())[:rows]:
+        picture = decode(storage.read_bytes(row["uri"]))
+        truth = decode_label(storage.read_bytes(row["uri"].replace("/val/", "/valannot/")))
+        parts = [picture, colorize(truth, SCENES), colorize(row["mask"], SCENES)]
+        gap = np.full((len(picture), gap_px, 3), 255, np.uint8)
+        lines.append(np.hstack([parts[0], gap, parts[1], gap, parts[2]]))
+        lines.append(np.full((gap_px, lines[0].shape[1], 3), 255, np.uint8))
+    file = io.BytesIO()
+    Image.fromarray(np.vstack(lines[:-1])).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    main(demo, DemoConfig)

@@ -452,7 +452,8 @@ def _watch(trainer: Any, board: Any) -> dict[str, Any]:
         thread.join(timeout=STOP_WAIT_S)
         look()
         if failure or thread.is_alive():
-            why = f"{type(failure[0]).__name__}: {failure[0]}" if failure else f"no checkpoint within {STOP_WAIT_S:.0f} s"
+            late = f"nothing was saved within {STOP_WAIT_S:.0f} s"
+            why = f"{type(failure[0]).__name__}: {failure[0]}" if failure else late
             line.note(f"no checkpoint at the stop, an earlier one stands: {why}")
         step = f" at step {news['step']}" if news else ""
         raise Stopped(f"stopped on request{step}; resume with the same command") from None

@@ -422,14 +422,16 @@ def _watch(trainer: Any, board: Any) -> dict[str, Any]:
     import ray
 
     failure: list[BaseException] = []
+    done = threading.Event()  # not join: a join that a signal's exception interrupts takes the thread for ended
 
     def fit() -> None:
         try:
             trainer.fit()
         except BaseException as error:
             failure.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=fit, name="fit", daemon=True)
     line = ProgressLine()
     news: dict[str, Any] = {}
 
@@ -441,17 +443,17 @@ def _watch(trainer: Any, board: Any) -> dict[str, Any]:
         if news:
             line.show(news["text"])
 
-    thread.start()
+    threading.Thread(target=fit, name="fit", daemon=True).start()
     try:
-        while thread.is_alive():
-            thread.join(timeout=1.0)
+        while not done.wait(timeout=1.0):
             look()
+        look()
     except (Stopped, KeyboardInterrupt):
         line.note("stopping: saving a checkpoint first")
         ray.get(board.stop.remote())
-        thread.join(timeout=STOP_WAIT_S)
+        saved = done.wait(timeout=STOP_WAIT_S)
         look()
-        if failure or thread.is_alive():
+        if failure or not saved:
             late = f"nothing was saved within {STOP_WAIT_S:.0f} s"
             why = f"{type(failure[0]).__name__}: {failure[0]}" if failure else late
             line.note(f"no checkpoint at the stop, an earlier one stands: {why}")

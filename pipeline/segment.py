@@ -18,103 +18,27 @@ import pyarrow as pa
 
 from pipeline import cluster, schema, storage
 from pipeline.checkpoint import read_spec, weights_fingerprint
-from pipeline.errors import InputError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.manifest import Manifest, manifest_of
 from pipeline.progress import Progress
-from pipeline.regions import ReadOptions
 from pipeline.run import Run, open_run
+from pipeline.segment_config import SegmentConfig, decisive
 from pipeline.segmenter import Columns, PredictOptions, Segmenter, read_pixels
 from pipeline.sink import PREDICTIONS, Sink, Written, metadata, write_rows
 from pipeline.statistics import write_statistics
 from pipeline.suspects import start_suspects
 
-RESULT_VERSION = 1  # counts up whenever the code changes what a mask holds
 _PARTS_PER_SLICE = 4  # of 250,000 regions: one Dataset keeps a record per block for as long as it lives
 _RATE_LOOKED_AT_FROM = 200  # finished regions
 _FILE_BYTES = 128 * 2**20
 _FILE_WORK_S = 300.0
 
 
-@dataclass
-class SegmentConfig:
-    """Segment every picture of a collection into Parquet masks and statistics, each exactly once.
-
-    The same command on the same output resumes what was not committed.
-
-    Args:
-        source: a manifest, or a collection: a folder, prefix, glob or table of pictures
-        checkpoint: a folder that jobs/train.py left, such as OUTPUT/best
-        output: the folder or prefix that receives predictions/, statistics/ and labels.json
-        split: only the pictures of this split
-        max_failure_rate: stop when a larger share of the regions fails (looked at after 200 and at the end; 1 = never)
-        retry_failed: do the regions again that failed, also of a complete run
-        rows_per_file: rows of one Parquet file (default: 128 MiB or 5 minutes of work)
-        overwrite: remove the run that the output folder holds
-        batch_size: pictures (tiles) per forward (default: 1 on a CPU, 8 on a GPU)
-        tile_px: pictures with a longer side are predicted in tiles of this side
-        overlap_px: how much tiles overlap
-        low_confidence: pixels below this count as of low confidence
-        precision: auto, float32, bfloat16 or float16
-        device: auto, cpu or cuda
-        num_predictors: predictor actors (default: one a GPU, or one a physical core)
-        max_pixels: larger pictures are not decoded (too_large)
-        fetch_deadline_s: of one attempt to fetch a picture
-        fetch_retry_s: how long fetching a picture is retried
-        decode_deadline_s: of decoding a picture
-        predict_deadline_s: of one forward pass; 10 s more for each megapixel in it
-        shared_filesystem: every node of the cluster sees the same local paths
-        single_writer: no other run writes there, on a store that cannot put-if-absent
-    """
-
-    source: str
-    checkpoint: str
-    output: str
-    split: str | None = None
-    max_failure_rate: float = 0.05
-    retry_failed: bool = False
-    rows_per_file: int | None = None
-    overwrite: bool = False
-    batch_size: int | None = None
-    tile_px: int = 1024
-    overlap_px: int = 128
-    low_confidence: float = 0.5
-    precision: str = "auto"
-    device: str = "auto"
-    num_predictors: int | None = None
-    max_pixels: int = 100_000_000
-    fetch_deadline_s: float = 60.0
-    fetch_retry_s: float = 60.0
-    decode_deadline_s: float = 30.0
-    predict_deadline_s: float = 60.0
-    shared_filesystem: bool = False
-    single_writer: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_failure_rate <= 1:
-            raise InputError("--max-failure-rate is out of range", found=self.max_failure_rate, expected="0 to 1")
-        if self.rows_per_file is not None and self.rows_per_file < 1:
-            raise InputError("--rows-per-file is out of range", found=self.rows_per_file, expected="1 or more")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError("unknown device", found=self.device, expected="auto, cpu or cuda")
-
-    @property
-    def read_options(self) -> ReadOptions:
-        return ReadOptions(self.fetch_deadline_s, self.fetch_retry_s, self.decode_deadline_s, self.max_pixels)
-
-
 def segment(config: SegmentConfig) -> str:
     """Run the job; returns the line that says where the result lies."""
     started_s = time.monotonic()
     spec = read_spec(config.checkpoint)
-    result = {
-        "weights": weights_fingerprint(config.checkpoint),
-        "label_set": spec.label_set.to_json(),
-        "tile_px": config.tile_px,
-        "overlap_px": config.overlap_px,
-        "low_confidence": config.low_confidence,
-        "max_pixels": config.max_pixels,
-        "result_version": RESULT_VERSION,
-    }
+    result = decisive(config, spec.label_set, weights_fingerprint(config.checkpoint))
     with open_run(
         config.output, "segment", result, config, overwrite=config.overwrite, single_writer=config.single_writer
     ) as run:

@@ -1,0 +1,95 @@
+"""The options of a segment run: what they are, what they may be, and which of them decide what a mask holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.labels import LabelSet
+from pipeline.regions import ReadOptions
+
+RESULT_VERSION = 1  # counts up whenever the code changes what a mask holds
+
+
+@dataclass
+class SegmentConfig:
+    """Segment every picture of a collection into Parquet masks and statistics, each exactly once.
+
+    The same command on the same output resumes what was not committed.
+
+    Args:
+        source: a manifest, or a collection: a folder, prefix, glob or table of pictures
+        checkpoint: a folder that jobs/train.py left, such as OUTPUT/best
+        output: the folder or prefix that receives predictions/, statistics/ and labels.json
+        split: only the pictures of this split
+        max_failure_rate: stop when a larger share of the regions fails (looked at after 200 and at the end; 1 = never)
+        retry_failed: do the regions again that failed, also of a complete run
+        rows_per_file: rows of one Parquet file (default: 128 MiB or 5 minutes of work)
+        overwrite: remove the run that the output folder holds
+        batch_size: pictures (tiles) per forward (default: 1 on a CPU, 8 on a GPU)
+        tile_px: pictures with a longer side are predicted in tiles of this side
+        overlap_px: how much tiles overlap
+        low_confidence: pixels below this count as of low confidence
+        precision: auto, float32, bfloat16 or float16
+        device: auto, cpu or cuda
+        num_predictors: predictor actors (default: one a GPU, or one a physical core)
+        max_pixels: larger pictures are not decoded (too_large)
+        fetch_deadline_s: of one attempt to fetch a picture
+        fetch_retry_s: how long fetching a picture is retried
+        decode_deadline_s: of decoding a picture
+        predict_deadline_s: of one forward pass; 10 s more for each megapixel in it
+        shared_filesystem: every node of the cluster sees the same local paths
+        single_writer: no other run writes there, on a store that cannot put-if-absent
+    """
+
+    source: str
+    checkpoint: str
+    output: str
+    split: str | None = None
+    max_failure_rate: float = 0.05
+    retry_failed: bool = False
+    rows_per_file: int | None = None
+    overwrite: bool = False
+    batch_size: int | None = None
+    tile_px: int = 1024
+    overlap_px: int = 128
+    low_confidence: float = 0.5
+    precision: str = "auto"
+    device: str = "auto"
+    num_predictors: int | None = None
+    max_pixels: int = 100_000_000
+    fetch_deadline_s: float = 60.0
+    fetch_retry_s: float = 60.0
+    decode_deadline_s: float = 30.0
+    predict_deadline_s: float = 60.0
+    shared_filesystem: bool = False
+    single_writer: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_failure_rate <= 1:
+            raise InputError("--max-failure-rate is out of range", found=self.max_failure_rate, expected="0 to 1")
+        if self.rows_per_file is not None and self.rows_per_file < 1:
+            raise InputError("--rows-per-file is out of range", found=self.rows_per_file, expected="1 or more")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InputError("unknown device", found=self.device, expected="auto, cpu or cuda")
+
+    @property
+    def read_options(self) -> ReadOptions:
+        return ReadOptions(self.fetch_deadline_s, self.fetch_retry_s, self.decode_deadline_s, self.max_pixels)
+
+
+def decisive(config: SegmentConfig, label_set: LabelSet, weights: str) -> dict[str, Any]:
+    """Everything that can change a row, `weights` being the fingerprint of the network's.
+
+    Batch size, precision and threads are not among them: a run remembers what it began with and resumes with that.
+    """
+    return {
+        "weights": weights,
+        "label_set": label_set.to_json(),
+        "tile_px": config.tile_px,
+        "overlap_px": config.overlap_px,
+        "low_confidence": config.low_confidence,
+        "max_pixels": config.max_pixels,
+        "result_version": RESULT_VERSION,
+    }

@@ -95,6 +95,9 @@ def _configure_data() -> None:
     # the default of 30 minutes kills a job that waits for spot machines
     if hasattr(context, "execution_no_progress_timeout_s"):
         context.execution_no_progress_timeout_s = 6 * 3600
+    # spot machines also die while an actor starts on them; the default of 0 ends the job at the first
+    if hasattr(context, "max_consecutive_actor_init_deaths"):
+        context.max_consecutive_actor_init_deaths = 5
     _calm_scheduler(context)
     for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
         logging.getLogger(name).setLevel(logging.WARNING)

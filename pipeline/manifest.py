@@ -24,6 +24,7 @@ from pipeline.errors import InputError
 from pipeline.run import Run, open_run
 
 ROWS_PER_PART = 250_000
+ROWS_PER_GROUP = 16_384
 _SUMMARY = "_manifest.json"
 _LISTED = ("path", "uri", "kind", "size_bytes", "version", "split", "label_uri")
 
@@ -47,6 +48,21 @@ class ManifestConfig:
     split: str | None = None
     overwrite: bool = False
     single_writer: bool = False
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One row group of a part: what one task reads. Its rows have the ids from `first_id` on."""
+
+    uri: str
+    row_group: int
+    first_id: int
+    num_rows: int
+
+    def read(self, columns: list[str]) -> pa.Table:
+        fs, path = storage.arrow_filesystem(self.uri)
+        with pq.ParquetFile(path, filesystem=fs) as parquet:
+            return parquet.read_row_group(self.row_group, columns=columns)
 
 
 @dataclass(frozen=True)
@@ -91,11 +107,16 @@ class Manifest:
     def part_uris(self) -> list[str]:
         return [storage.join(self.uri, part) for part in self.parts]
 
-    def part_rows(self) -> Iterator[tuple[str, int]]:
-        """The URI and the number of rows of each part, in the order of their ids."""
+    def units(self) -> Iterator[Unit]:
+        """The row groups of all parts, in the order of their ids."""
+        first_id = 0
         for uri in self.part_uris():
             fs, path = storage.arrow_filesystem(uri)
-            yield uri, pq.read_metadata(path, filesystem=fs).num_rows
+            groups = pq.read_metadata(path, filesystem=fs)
+            for group in range(groups.num_row_groups):
+                num_rows = groups.row_group(group).num_rows
+                yield Unit(uri, group, first_id, num_rows)
+                first_id += num_rows
 
     def table(self, columns: list[str] | None = None, split: str | None = None) -> pa.Table:
         """The rows (of one split) as one Arrow table: for labelled collections, not for whole buckets."""
@@ -288,7 +309,8 @@ class _Writer:
             return
         name = f"part-{len(self._parts):05d}.parquet"
         buffer = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(self._rows, self.schema), buffer, compression="zstd")
+        table = pa.Table.from_pylist(self._rows, self.schema)
+        pq.write_table(table, buffer, compression="zstd", row_group_size=ROWS_PER_GROUP)
         storage.write_bytes(storage.join(self.uri, name), buffer.getvalue().to_pybytes())
         self._parts.append(name)
         self._rows.clear()

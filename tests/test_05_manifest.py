@@ -130,7 +130,12 @@ def test_parts_are_cut_and_a_half_written_manifest_is_none(tmp_path: Path, monke
     for i in range(5):
         draw(tmp_path / "c" / f"{i}.jpg")
     made = build_manifest(str(tmp_path / "c"), str(tmp_path / "m"))
-    assert [rows for _, rows in made.part_rows()] == [2, 2, 1]
+    assert [(unit.first_id, unit.num_rows) for unit in made.units()] == [(0, 2), (2, 2), (4, 1)]
+    assert [unit.read(["path"])["path"].to_pylist() for unit in made.units()] == [
+        ["0.jpg", "1.jpg"],
+        ["2.jpg", "3.jpg"],
+        ["4.jpg"],
+    ]
     assert made.ids().tolist() == [0, 1, 2, 3, 4]
     (tmp_path / "m" / "_manifest.json").rename(tmp_path / "kept")
     assert open_manifest(str(tmp_path / "m")) is None

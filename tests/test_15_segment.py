@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -118,11 +119,11 @@ def test_a_driver_killed_in_mid_run_is_followed_without_a_trace(
         before = len(list(read_predictions(str(output)))) if kill else 0
         job = start_job("segment", *args)
         try:
-            until_s = time.monotonic() + 120
+            until_s = time.monotonic() + 200
             while job.poll() is None and time.monotonic() < until_s:
                 if output.exists() and sum(1 for _ in read_predictions(str(output))) > before:
                     break
-                time.sleep(0.05)
+                time.sleep(0.2)
             os.kill(job.pid, signal.SIGKILL)
         finally:
             end(job, group=True)
@@ -231,8 +232,10 @@ class DeadlySegmenter(Segmenter):
 def test_a_picture_that_kills_or_hangs_the_predictor_costs_its_own_row(
     ray_session: None, checkpoint: str, tmp_path: Path
 ) -> None:
+    import ray.cloudpickle
     import ray.data
 
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
     folder = tmp_path / "c"
     folder.mkdir()
     colors = {3: (255, 0, 0), 5: (0, 255, 0), 6: (0, 0, 255)}
@@ -241,7 +244,7 @@ def test_a_picture_that_kills_or_hangs_the_predictor_costs_its_own_row(
     listed = build_manifest(str(folder), str(tmp_path / "m"))
     options = PredictOptions(device="cpu", threads=1, deadline_s=3.0)
     suspects = start_suspects()
-    data = ray.data.read_parquet(listed.part_uris()).map_batches(
+    data = ray.data.from_arrow(listed.table()).map_batches(
         DeadlySegmenter,
         fn_constructor_args=(checkpoint, options, ReadOptions(), Columns(), suspects),
         compute=ray.data.ActorPoolStrategy(size=1),

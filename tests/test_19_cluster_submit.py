@@ -22,7 +22,7 @@ from PIL import Image
 
 RAY = Path(sys.executable).parent / "ray"
 
-pytestmark = pytest.mark.timeout(400)  # each job starts its driver on a shared machine of 2 cores
+pytestmark = pytest.mark.timeout(900)  # each job starts a driver and its workers; 2 cores may be shared
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Cluster:
             env={**job_environment(), **({"RAY_AUTH_TOKEN": token} if token else {})},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
         if token:
             return Submitted(done.returncode, done.stdout, done.stderr, None, None, None, frozenset())

@@ -93,7 +93,7 @@ def _folders(config: DemoConfig) -> dict[str, str]:
     return at
 
 
-def _beside_each_other(predictions: str, rows: int = 2, gap_px: int = 4) -> bytes:
+def _beside_each_other(predictions: str, rows: int = 3, gap_px: int = 4) -> bytes:
     """A PNG of the first scenes by name: picture | truth | prediction, one scene a row."""
     found = {row["path"]: row for row in read_predictions(predictions, ["path", "uri", "mask"])}
     lines = []
@@ -105,7 +105,8 @@ def _beside_each_other(predictions: str, rows: int = 2, gap_px: int = 4) -> byte
         lines.append(np.hstack([parts[0], gap, parts[1], gap, parts[2]]))
         lines.append(np.full((gap_px, lines[0].shape[1], 3), 255, np.uint8))
     file = io.BytesIO()
-    Image.fromarray(np.vstack(lines[:-1])).save(file, "PNG", optimize=True)
+    # 256 colours: noise hardly compresses, and this picture is for a page
+    Image.fromarray(np.vstack(lines[:-1])).quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 

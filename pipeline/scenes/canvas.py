@@ -93,6 +93,17 @@ def bands(color: Color, period: float) -> Texture:
     return paint
 
 
+def plaid(color: Color, period: float) -> Texture:
+    """Stripes across stripes."""
+
+    def paint(height: int, width: int) -> np.ndarray:
+        y, x = np.mgrid[:height, :width]
+        tone = 0.72 + 0.28 * (y % period < period / 2) + 0.28 * (x % period < period / 2)
+        return np.array(color) * tone[..., None]
+
+    return paint
+
+
 def bricks(color: Color, course: float, rng: np.random.Generator) -> Texture:
     """Courses of bricks, each of its own tone, with darker joints."""
 
@@ -100,19 +111,19 @@ def bricks(color: Color, course: float, rng: np.random.Generator) -> Texture:
         y, x = np.mgrid[:height, :width]
         row = y // course
         joint = (y % course < 0.28 * course) | ((x + row % 2 * course) % (2 * course) < 0.25 * course)
-        tone = 1 + 0.05 * rng.standard_normal((int(height // course) + 1, 1))[row[:, 0].astype(int)] - 0.13 * joint
+        tone = 1 + 0.06 * rng.standard_normal((int(height // course) + 1, 1))[row[:, 0].astype(int)] - 0.2 * joint
         return np.array(color) * tone[..., None]
 
     return paint
 
 
-def grain(color: Color, rng: np.random.Generator) -> Texture:
-    """Coarse noise, the same at every distance."""
+def grain(color: Color, px: float, rng: np.random.Generator) -> Texture:
+    """Noise in squares of `px`, the same at every distance."""
 
     def paint(height: int, width: int) -> np.ndarray:
-        noise = rng.standard_normal((height // _FINE + 1, width // _FINE + 1))
-        noise = noise.repeat(_FINE, 0).repeat(_FINE, 1)[:height, :width]
-        return np.array(color) * (0.95 + 0.09 * noise)[..., None]
+        noise = rng.standard_normal((int(height // px) + 1, int(width // px) + 1))
+        y, x = (np.arange(height) // px).astype(int), (np.arange(width) // px).astype(int)
+        return np.array(color) * (0.97 + 0.11 * noise[y][:, x])[..., None]
 
     return paint
 
@@ -123,9 +134,9 @@ def slabs(color: Color, vanishing_x: float, unit: float) -> Texture:
     def paint(height: int, width: int) -> np.ndarray:
         y, x = np.mgrid[:height, :width].astype(float)
         below = y + 10 * unit
-        across, along = (x - vanishing_x) / below * 6, 10 * np.log(below / unit)
+        across, along = (x - vanishing_x) / below * 5, 8 * np.log(below / unit)
         joint = (np.abs(across % 1 - 0.5) > 0.44) | (np.abs(along % 1 - 0.5) > 0.42)
         checker = (np.floor(across) + np.floor(along)) % 2
-        return np.array(color) * (1.02 + 0.1 * checker - 0.22 * joint)[..., None]
+        return np.array(color) * (1.03 + 0.12 * checker - 0.32 * joint)[..., None]
 
     return paint

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from pipeline.scenes.canvas import Canvas, Point, bands, flat, sheen
+from pipeline.scenes.canvas import Canvas, Point, bands, flat, plaid, sheen
 from pipeline.scenes.palette import CAR, PERSON, SIGN, TREE, Palette, shade
 
 Generator = np.random.Generator
@@ -66,7 +66,7 @@ def person(canvas: Canvas, palette: Palette, rng: Generator, light: int, x: floa
     """Legs in mid-stride, a coat with two arms, a head with hair."""
     s *= 1.6
     canvas.shadow(x - light * 2.5 * s, y, 7 * s, 2.2 * s)
-    coat, trousers = palette.color(rng, PERSON), shade(palette.color(rng), 0.7)
+    coat, trousers = palette.color(rng, PERSON), shade(palette.color(rng, PERSON), 0.6)
     stride, reach = rng.uniform(1.5, 4), rng.uniform(1, 3)
 
     def at(*points: Point) -> list[Point]:
@@ -79,7 +79,7 @@ def person(canvas: Canvas, palette: Palette, rng: Generator, light: int, x: floa
         hand = side * (5.5 + reach)
         arm = at((side * 3, 28), (side * 5.6, 27), (hand + side, 16), (hand - side * 2, 16))
         canvas.fill(PERSON, arm, flat(shade(coat, 0.8)))
-    canvas.fill(PERSON, at((-4.6, 14), (-5, 26), (-2.5, 29), (2.5, 29), (5, 26), (4.6, 14)), sheen(coat))
+    canvas.fill(PERSON, at((-4.6, 14), (-5, 26), (-2.5, 29), (2.5, 29), (5, 26), (4.6, 14)), plaid(coat, 4 * s))
     canvas.disc(PERSON, x, y - 32.5 * s, 4.2 * s, shade((226, 178, 140), rng.uniform(0.45, 1.1)))
     head = (x - 4.2 * s, y - 36.7 * s, x + 4.2 * s, y - 28.3 * s)
     canvas.draw.pieslice(head, 170, 370, fill=shade(palette.color(rng), 0.5))

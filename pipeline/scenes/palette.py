@@ -22,7 +22,7 @@ _BY_DAY = {
     PERSON: ((0.75, 0.06), (0.4, 0.7), (0.35, 0.75)),
     SIGN: ((0.03, 0.04), (0.85, 1.0), (0.85, 1.0)),
 }
-_BY_DAY_SHARE = 0.87  # of the things; the others take one of the scene's own hues, whatever they are
+_BY_DAY_SHARE = 0.9  # of the things; the others take one of the scene's own hues, whatever they are
 
 
 @dataclass(frozen=True)

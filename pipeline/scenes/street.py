@@ -65,7 +65,7 @@ class Street:
             peak = (x + wide / 2, top - wide * rng.uniform(0.2, 0.4))
             tiles = bands(shade(self.palette.color(rng), 0.8), 3 * unit)
             canvas.fill(BUILDING, [(x - 1, top), peak, (x + wide + 1, top)], tiles)
-        canvas.fill(BUILDING, self._box(x, top, x + wide, bottom), bricks(wall, rng.uniform(2.6, 4) * unit, rng))
+        canvas.fill(BUILDING, self._box(x, top, x + wide, bottom), bricks(wall, rng.uniform(3, 4.5) * unit, rng))
         step = (7.5 if far else rng.uniform(9, 13)) * unit
         glass = shade(self.palette.color(rng), rng.choice([0.45, 0.6, 1.5]))
         columns, floors = max(1, int(wide / step)), max(1, int((tall - step * 0.5) / (step * 1.2)))
@@ -95,7 +95,7 @@ class Street:
             self.road = self._edges()
             ys = np.linspace(self.horizon, self.height, 12)
             outline = [(self.road(y)[0], y) for y in ys] + [(self.road(y)[1], y) for y in ys[::-1]]
-        self.canvas.fill(ROAD, outline, grain(self.palette.color(rng, ROAD), rng))
+        self.canvas.fill(ROAD, outline, grain(self.palette.color(rng, ROAD), 1.6 * self.unit, rng))
         self._dashes()
 
     def _edges(self) -> Edges:
@@ -138,12 +138,17 @@ class Street:
         for kind, most in ((TREE, 2), (CAR, 3), (PERSON, 2), (SIGN, 2)):
             for _ in range(rng.integers(1, most + 1)):
                 standing.append((rng.uniform(0.18 if kind == CAR else 0.15, 0.9), kind))
+        taken: list[float] = []
         for near, kind in sorted(standing):
             y = self.horizon + depth * near
             if kind == CAR:
                 y = min(max(y, self.road_top + 4 * self.unit), self.road_bottom - 2 * self.unit)
             size = (0.85 + 0.6 * near) * self.unit * rng.uniform(0.9, 1.15)
-            draw_one[kind](self.canvas, self.palette, rng, self.light, self._place(kind, y), y, size)
+            # of a few places the freest: figures may overlap, but seldom hide each other
+            places = [self._place(kind, y) for _ in range(5)]
+            x = max(places, key=lambda place: min((abs(place - other) for other in taken), default=0.0))
+            taken.append(x)
+            draw_one[kind](self.canvas, self.palette, rng, self.light, x, y, size)
 
     def _place(self, kind: int, y: float) -> float:
         """x of a figure: cars on the road, the others mostly beside it."""
@@ -156,14 +161,14 @@ class Street:
             x = left - margin if rng.random() < 0.5 else right + margin
             if 0 < x < self.width:
                 return float(x)
-        return float(rng.uniform(0, self.width))
+        return float(rng.uniform(0.04, 0.96) * self.width)
 
     def finished(self) -> tuple[np.ndarray, np.ndarray]:
         """The light of the hour, falling from one side, and the noise of a sensor."""
         rng = self.rng
         picture, classes = self.canvas.finished()
         from_side = 1 + 0.1 * self.light * np.linspace(-1, 1, picture.shape[1])[None, :, None]
-        picture = picture * rng.uniform(0.88, 1.1, 3) * rng.uniform(0.85, 1.15) * from_side
+        picture = picture * rng.uniform(0.9, 1.1, 3) * rng.uniform(0.9, 1.1) * from_side
         picture += rng.normal(0, rng.uniform(2, 5), picture.shape)
         return np.clip(picture, 0, 255).astype(np.uint8), classes
 

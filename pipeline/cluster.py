@@ -30,12 +30,9 @@ _LOCAL_CPUS = 4  # each stage wants a CPU of its own: one or two deadlock
 def connect(written: Iterable[str], *, shared_filesystem: bool = False) -> None:
     """Join the cluster, or start a local Ray. Does nothing where this process has joined already.
 
-    `written` are the URIs that the job will write: a relative local path under `ray job submit` (the working folder is
-    a copy in a node's cache there) and any local path on more than one node (unless `shared_filesystem`) raise
-    InputError.
+    `written` are the URIs that the job will write: a local path on more than one node (unless `shared_filesystem`)
+    raises InputError.
     """
-    written = list(written)
-    _refuse_relative_under_submit(written)
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         # Ray listens on every interface; a token of this run's own keeps others out
@@ -58,15 +55,22 @@ def connect(written: Iterable[str], *, shared_filesystem: bool = False) -> None:
             cpus = max(_LOCAL_CPUS, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
         _stop_on_sigterm()  # after ray.init, which sets a handler of its own
-    _refuse_local_on_many_nodes(written, shared_filesystem)
+    if not shared_filesystem:
+        _refuse_local_on_many_nodes(written)
     _configure_data()
 
 
-def num_nodes() -> int:
-    """Living nodes that run work."""
-    import ray
-
-    return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0)
+def refuse_relative_under_submit(written: Iterable[str]) -> None:
+    """Under `ray job submit` the working folder is a copy in a node's cache: InputError for a relative local path."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        return
+    for uri in written:
+        if storage.is_local(uri) and not os.path.isabs(uri.split("://", 1)[-1]):
+            raise InputError(
+                "a submitted job cannot write to a relative path: its working folder is a copy that is thrown away",
+                where=uri,
+                expected="s3://... or an absolute path",
+            )
 
 
 def num_gpus() -> int:
@@ -120,27 +124,22 @@ def _calm_scheduler(context: Any) -> None:
         context.custom_execution_callback_classes.append(Rest)
 
 
-def _refuse_relative_under_submit(written: Iterable[str]) -> None:
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+def _refuse_local_on_many_nodes(written: Iterable[str]) -> None:
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    # the driver's node counts, work or not; and where it runs none, nodes that do are still to come
+    if len(nodes) == 1 and nodes[0]["Resources"].get("CPU", 0) > 0:
         return
     for uri in written:
-        if storage.is_local(uri) and not os.path.isabs(uri.split("://", 1)[-1]):
+        if storage.is_local(uri):
             raise InputError(
-                "a submitted job cannot write to a relative path: its working folder is a copy that is thrown away",
+                "a local path is not the same place on every node of this cluster",
                 where=uri,
-                expected="s3://... or an absolute path",
+                found=f"{len(nodes)} nodes",
+                expected="s3://...",
+                todo="give --shared-filesystem if every node sees that path",
             )
-
-
-def _refuse_local_on_many_nodes(written: Iterable[str], shared_filesystem: bool) -> None:
-    local = [uri for uri in written if storage.is_local(uri)]
-    if local and not shared_filesystem and num_nodes() > 1:
-        raise InputError(
-            f"a local path is not the same place on {num_nodes()} nodes",
-            where=local[0],
-            expected="s3://...",
-            todo="give --shared-filesystem if every node sees that path",
-        )
 
 
 def _stop_on_sigterm() -> None:

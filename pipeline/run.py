@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from pipeline import storage
+from pipeline.cluster import refuse_relative_under_submit
 from pipeline.errors import InputError
 from pipeline.lease import LEASE, Lease
 
@@ -93,6 +94,7 @@ def open_run(
     saved as `_config.yaml`. Raises InputError, with the folder left as it was, where it holds another run or is
     leased to a live driver. On InputError from within, a fresh folder is emptied again.
     """
+    refuse_relative_under_submit([output])
     output = storage.absolute(output)
     result = json.loads(json.dumps(result))
     record = _existing(output, job)

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import cluster, schema, storage
-from pipeline.checkpoint import read_spec, weights_fingerprint
+from pipeline.checkpoint import load_checkpoint, weights_fingerprint
 from pipeline.errors import PipelineError
+from pipeline.labels import LabelSet
 from pipeline.manifest import Manifest, Unit, manifest_of
 from pipeline.progress import Progress
 from pipeline.run import Run, open_run
@@ -37,7 +38,7 @@ _FILE_WORK_S = 300.0
 def segment(config: SegmentConfig) -> str:
     """Run the job; returns the line that says where the result lies."""
     started_s = time.monotonic()
-    spec = read_spec(config.checkpoint)
+    _, spec = load_checkpoint(config.checkpoint)  # whole: a damaged one is bad input here, a dead actor later
     result = decisive(config, spec.label_set, weights_fingerprint(config.checkpoint))
     with open_run(
         config.output, "segment", result, config, overwrite=config.overwrite, single_writer=config.single_writer
@@ -46,7 +47,7 @@ def segment(config: SegmentConfig) -> str:
         if run.summary is not None and not (config.retry_failed and run.summary["failed"]):
             return f"complete: {_told(run.summary)} in {run.at(PREDICTIONS)}"
         cluster.connect([config.output], shared_filesystem=config.shared_filesystem)
-        job = _Job(config, run, manifest)
+        job = _Job(config, run, manifest, spec.label_set)
         summary = job.work()
         summary["wall_s"] = round(time.monotonic() - started_s, 1)
         run.success(summary)
@@ -85,9 +86,8 @@ class _Tally:
 
 
 class _Job:
-    def __init__(self, config: SegmentConfig, run: Run, manifest: Manifest) -> None:
-        self.config, self.run, self.manifest = config, run, manifest
-        self.label_set = read_spec(config.checkpoint).label_set
+    def __init__(self, config: SegmentConfig, run: Run, manifest: Manifest, label_set: LabelSet) -> None:
+        self.config, self.run, self.manifest, self.label_set = config, run, manifest, label_set
         self.predict = self._predict_options()
         run.reopen()
         self.sink = Sink(run.output, run.lease.check, retry_failed=config.retry_failed)

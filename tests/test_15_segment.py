@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -21,6 +22,7 @@ from PIL import Image
 
 from pipeline import read_predictions, storage
 from pipeline.checkpoint import ModelSpec, load_checkpoint, save_checkpoint
+from pipeline.cli import parse
 from pipeline.errors import InputError, PipelineError
 from pipeline.labels import CAMVID
 from pipeline.manifest import build_manifest
@@ -273,22 +275,28 @@ def test_a_picture_that_kills_or_hangs_the_predictor_costs_its_own_row(
     ],
 )
 def test_bad_input(
-    change: dict[str, str],
-    says: str,
-    checkpoint: str,
-    pictures: Path,
-    tmp_path: Path,
-    run_job: Callable[..., Finished],
+    change: dict[str, str], says: str, ray_session: None, checkpoint: str, pictures: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "typo.yaml").write_text("rows_per_fil: 3\n")
-    shutil.copytree(checkpoint, tmp_path / "damaged")
-    (weights,) = (tmp_path / "damaged").glob("weights-*")
-    weights.write_bytes(weights.read_bytes()[:-9] + b"x" * 9)
-    args = {"--source": pictures, "--checkpoint": checkpoint, "--output": tmp_path / "out"}
-    paths = ("--source", "--checkpoint", "--config")
-    args |= {name: str(tmp_path / value) if name in paths else value for name, value in change.items()}
-    done = run_job("segment", *[word for pair in args.items() for word in pair])
-    assert done.code == 2, done.stderr
-    assert done.error.startswith("error: ") and says in done.error
+    with pytest.raises(InputError, match=re.escape(says)) as caught:
+        segment(parse(SegmentConfig, bad_arguments(change, checkpoint, pictures, tmp_path)))
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_bad_input_of_the_command(
+    checkpoint: str, pictures: Path, tmp_path: Path, run_job: Callable[..., Finished]
+) -> None:
+    done = run_job("segment", *bad_arguments({"--source": "nowhere"}, checkpoint, pictures, tmp_path))
+    assert done.code == 2 and done.error.startswith("error: source does not exist"), done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+
+
+def bad_arguments(change: dict[str, str], checkpoint: str, pictures: Path, folder: Path) -> list[str]:
+    (folder / "empty").mkdir()
+    (folder / "typo.yaml").write_text("rows_per_fil: 3\n")
+    shutil.copytree(checkpoint, folder / "damaged")
+    (weights,) = (folder / "damaged").glob("weights-*")
+    weights.write_bytes(weights.read_bytes()[:-9] + b"x" * 9)
+    arguments = {"--source": str(pictures), "--checkpoint": checkpoint, "--output": str(folder / "out")}
+    paths = ("--source", "--checkpoint", "--config")
+    arguments |= {name: str(folder / value) if name in paths else value for name, value in change.items()}
+    return [word for pair in arguments.items() for word in pair]

@@ -30,6 +30,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's announced default; silences its warning
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves workers wherever anything else is running
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads beside another busy process cost 47 times
 os.environ.pop("RAY_ADDRESS", None)  # a test never joins somebody's cluster
 

@@ -24,10 +24,11 @@ import pyarrow as pa
 
 from pipeline.labels import LabelSet
 from pipeline.regions import ReadOptions, Region, RegionReader, shared_reader
-from pipeline.transforms import Augmentation
 
 if TYPE_CHECKING:
     import ray.data
+
+    from pipeline.transforms import Augmentation
 
 COLUMNS = ["region_id", "region_key", "path", "uri", "kind", "size_bytes", "version", "window", "frame", "label_uri"]
 _BLOCK_ROWS = 32  # small enough that a block is soon there, large enough that its overhead does not count

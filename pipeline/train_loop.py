@@ -7,7 +7,6 @@ saved is the exponential moving average of the weights, at a small batch clearly
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import tempfile
@@ -23,21 +22,24 @@ import torch.distributed
 from torch import nn
 
 from pipeline import storage
+from pipeline.average import Average
 from pipeline.checkpoint import ModelSpec, save_checkpoint
 from pipeline.errors import PipelineError
+from pipeline.event_files import EventFiles
 from pipeline.losses import LOSSES
-from pipeline.metrics import ConfusionMatrix
 from pipeline.models import build_model, structure_options
-from pipeline.predictor import Prediction, Predictor
+from pipeline.optimizer import autocast_dtype, parameter_groups
 from pipeline.progress import duration
 from pipeline.samples import SamplePlan
 from pipeline.schedules import poly
 from pipeline.transforms import normalize
+from pipeline.validation import confusion, summed
 
 POSITION = "_train/position.json"  # the step of the latest checkpoint, read when the sample stream is made
 _STATE = "state.pt"
-_BACKBONES = ("encoder.", "backbone.", "network.backbone.")
 _NEWS_EVERY_S = 2.0
+_NAMED_FAILURES = 20
+_JUDGED_AFTER_SAMPLES = 200
 _AGREE_EVERY_STEPS = 10  # workers ask the first one whether to save or stop
 
 
@@ -75,26 +77,6 @@ class State:
     failed_samples: int = 0
 
 
-class Average:
-    """Exponential moving average of a network, its batch-norm statistics included."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
-        pairs = zip(self.model.state_dict().values(), model.state_dict().values(), strict=True)
-        both = [(mine, theirs.detach()) for mine, theirs in pairs]
-        self._floats = [pair for pair in both if pair[0].is_floating_point()]
-        self._others = [pair for pair in both if not pair[0].is_floating_point()]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """After `step`; young averages forget faster, so that the random beginning is soon gone."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([m for m, _ in self._floats], [t for _, t in self._floats], 1 - decay)
-        for mine, theirs in self._others:
-            mine.copy_(theirs)
-
-
 def train_loop(config: dict[str, Any]) -> None:
     """The function that Ray Train runs on every worker; `config["task"]` is the `Task`."""
     _Loop(config["task"]).run()
@@ -114,9 +96,11 @@ class _Loop:
         model = build_model(task.model, num_classes=spec.label_set.num_classes, in_channels=spec.bands, **options)
         if self.plan.num_workers > 1 and self.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.average = Average(self.model, task.ema_decay)
-        self.optimizer = torch.optim.AdamW(self._parameter_groups(), fused=True)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, task.learning_rate, task.backbone_rate, task.weight_decay), fused=True
+        )
         self.class_weights = torch.tensor(task.class_weights, dtype=torch.float32, device=self.device)
         self.state = State()
         if checkpoint is not None:
@@ -124,10 +108,11 @@ class _Loop:
         self.wrapped = ray.train.torch.prepare_model(self.model, move_to_device=False)
         self.notes: list[str] = []
         self.stop_asked = False
+        self.failed_here = 0  # by this worker since it started
         self.losses = torch.zeros((), device=self.device)
         self.losses_of_steps = 0
         self.news_s = self.saved_s = self.started_s = time.monotonic()
-        self.board = _TensorBoard(task.output, self.state.step) if self.rank == 0 else None
+        self.events = EventFiles(task.output, self.state.step) if self.rank == 0 else None
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
@@ -163,8 +148,8 @@ class _Loop:
         if self.state.step < total and not self.stop_asked:
             raise PipelineError(f"the sample stream ended at step {self.state.step} of {total}")
         self._tell(force=True)
-        if self.board:
-            self.board.close()
+        if self.events:
+            self.events.close()
 
     def _step(self, batch: dict[str, np.ndarray]) -> None:
         task, step = self.task, self.state.step
@@ -192,25 +177,7 @@ class _Loop:
         self.state.step += 1
         for failure in batch["failure"]:
             if failure:
-                self.state.failed_samples += 1
-                self._note_failure(str(failure))
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Backbone and head, each with and without weight decay (norms and biases have none)."""
-        task = self.task
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, parameter in self.model.named_parameters():
-            key = (name.startswith(_BACKBONES), parameter.ndim > 1)
-            groups.setdefault(key, []).append(parameter)
-        return [
-            {
-                "params": parameters,
-                "base_rate": task.learning_rate * (task.backbone_rate if backbone else 1.0),
-                "lr": 0.0,
-                "weight_decay": task.weight_decay if decays else 0.0,
-            }
-            for (backbone, decays), parameters in groups.items()
-        ]
+                self._count_failure(str(failure))
 
     # ---- what workers must agree on ----------------------------------------------------------------------------------
 
@@ -238,14 +205,10 @@ class _Loop:
 
     def _validate(self) -> None:
         started_s = time.monotonic()
-        matrix, failed = self._confusion()
-        counts = [matrix.matrix.ravel(), matrix.unpredicted, [matrix.ignored, failed]]
-        together = torch.from_numpy(np.concatenate(counts)).to(self.device)
-        if self.plan.num_workers > 1:
-            torch.distributed.all_reduce(together)
+        shard = ray.train.get_dataset_shard("validation")
+        mine, unread = confusion(self.average.model, self.task.spec, shard, self.device)
+        matrix, (unread, failed) = summed(mine, [unread, self.state.failed_samples], self.device)
         k = matrix.num_classes
-        total = together.cpu().numpy()
-        matrix = ConfusionMatrix.from_counts(total[: k * k].reshape(k, k), total[k * k : k * k + k], int(total[-2]))
         metrics = matrix.metrics(self.task.spec.label_set.names)
         miou = metrics["miou"] or 0.0
         epoch = self.state.step * self.plan.batch_size / self.plan.num_rows
@@ -260,43 +223,17 @@ class _Loop:
                 save_checkpoint(storage.join(self.task.output, "best"), self.average.model, spec)
             save_checkpoint(storage.join(self.task.output, "last"), self.average.model, spec)
             storage.write_json(storage.join(self.task.output, "history.json"), self.state.history)
-            assert self.board is not None
-            self.board.validation(self.state.step, record)
+            assert self.events is not None
+            self.events.validation(self.state.step, record)
             self.notes.append(
                 f"validation after epoch {epoch:.1f}: mIoU {miou:.4f} "
                 f"over {metrics['classes_counted']} of {k} classes, "
                 f"pixel accuracy {metrics['pixel_accuracy'] or 0:.4f} ({time.monotonic() - started_s:.0f} s)"
                 + (", the best so far" if best else f"; best {self.state.best:.4f}")
-                + (f"; {int(total[-1])} pictures could not be read" if total[-1] else "")
+                + (f"; {unread} of its pictures could not be read" if unread else "")
+                + (f"; {failed} training samples were replaced" if failed else "")
             )
             self._tell(force=True)
-
-    def _confusion(self) -> tuple[ConfusionMatrix, int]:
-        """This worker's share of the validation pictures; unreadable ones count as unpredicted, and are counted."""
-        label_set = self.task.spec.label_set
-        matrix, failed = ConfusionMatrix(label_set.num_classes), 0
-        flags = (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32)
-        matmul = torch.backends.cuda.matmul.allow_tf32
-        predictor = Predictor(copy.deepcopy(self.average.model), self.task.spec, device=str(self.device))
-        shard = ray.train.get_dataset_shard("validation")
-        for batch in shard.iter_batches(batch_size=8, batch_format="pyarrow", prefetch_batches=1):
-            rows = [row for row in batch.to_pylist() if row["valid"]]
-            failed += sum(bool(row["failure"]) for row in rows)
-            readable = [row for row in rows if row["truth"] is not None]
-            pictures = [
-                np.frombuffer(row["pixels"], np.uint8).reshape(row["height"], row["width"], -1)
-                for row in readable
-                if row["pixels"] is not None
-            ]
-            predictions = iter(predictor.predict(pictures))
-            for row in readable:
-                truth = np.frombuffer(row["truth"], label_set.mask_dtype).reshape(row["height"], row["width"])
-                answer = next(predictions) if row["pixels"] is not None else None
-                found = answer.class_map if isinstance(answer, Prediction) else None
-                matrix.update(truth, found, label_set.ignore_value)
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = flags
-        torch.backends.cuda.matmul.allow_tf32 = matmul
-        return matrix, failed
 
     def _checkpoint(self) -> None:
         """Into Ray Train's storage, from which a resumed run goes on; a barrier for all workers."""
@@ -316,8 +253,8 @@ class _Loop:
             storage.write_json(storage.join(self.task.output, POSITION), {"step": self.state.step})
             if not storage.exists(storage.join(self.task.output, "last", "model.json")):
                 save_checkpoint(storage.join(self.task.output, "last"), self.average.model, self._spec({}))
-            assert self.board is not None
-            self.board.upload()
+            assert self.events is not None
+            self.events.upload()
         self.saved_s = time.monotonic()
 
     def _load(self, checkpoint: ray.train.Checkpoint) -> None:
@@ -327,6 +264,8 @@ class _Loop:
         self.average.model.load_state_dict(state.pop("average"))
         self.optimizer.load_state_dict(state.pop("optimizer"))
         self.state = State(**state)
+        if self.rank:
+            self.state.failed_samples = 0  # the count is the first worker's own
 
     def _spec(self, metrics: dict[str, Any]) -> ModelSpec:
         return ModelSpec(**{**vars(self.task.spec), "metrics": {"step": self.state.step, "validation": metrics}})
@@ -336,7 +275,13 @@ class _Loop:
     def _tell(self, *, force: bool = False) -> None:
         """Now and then: where the run stands, to the driver and to TensorBoard; learns whether to stop."""
         now_s = time.monotonic()
-        if self.rank or not (force or now_s - self.news_s >= _NEWS_EVERY_S):
+        if not (force or now_s - self.news_s >= _NEWS_EVERY_S):
+            return
+        if self.rank:
+            self.news_s = now_s
+            if self.notes:
+                self.task.board.add.remote(self.notes)
+                self.notes = []
             return
         if self.losses_of_steps:
             self.loss = float(self.losses) / self.losses_of_steps
@@ -345,8 +290,8 @@ class _Loop:
                     f"the loss is not finite at step {self.state.step}; lower --learning-rate, or train in float32 "
                     "(--precision float32)"
                 )
-            assert self.board is not None
-            self.board.step(self.state.step, self.loss, self.optimizer.param_groups[-1]["lr"])
+            assert self.events is not None
+            self.events.step(self.state.step, self.loss, self.optimizer.param_groups[-1]["lr"])
             self.losses.zero_()
             self.losses_of_steps = 0
         self.news_s = now_s
@@ -364,58 +309,13 @@ class _Loop:
         news = {"text": text, "step": self.state.step, "best": self.state.best, "stopped": self.stop_asked}
         self.stop_asked = bool(ray.get(self.task.board.post.remote(news, notes))) or self.stop_asked
 
-    def _note_failure(self, failure: str) -> None:
-        if self.state.failed_samples <= 20:
-            more = " (further ones are only counted)" if self.state.failed_samples == 20 else ""
+    def _count_failure(self, failure: str) -> None:
+        """A sample that could not be read. Raises PipelineError where it is most of them."""
+        self.state.failed_samples += 1
+        self.failed_here += 1
+        if self.failed_here <= _NAMED_FAILURES:
+            more = " (further ones are only counted)" if self.failed_here == _NAMED_FAILURES else ""
             self.notes.append(f"cannot train on {failure}; another picture takes its place{more}")
-
-
-class _TensorBoard:
-    """Event files under OUTPUT/tensorboard; for a remote output written beside and uploaded now and then."""
-
-    def __init__(self, output: str, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.uri = storage.join(output, "tensorboard")
-        self.remote = not storage.is_local(output)
-        self.folder = tempfile.mkdtemp(prefix="tensorboard-") if self.remote else storage.local_path(self.uri)
-        self.writer = SummaryWriter(self.folder, purge_step=step or None, flush_secs=30)
-
-    def step(self, step: int, loss: float, rate: float) -> None:
-        self.writer.add_scalar("train/loss", loss, step)
-        self.writer.add_scalar("train/learning_rate", rate, step)
-
-    def validation(self, step: int, record: dict[str, Any]) -> None:
-        self.writer.add_scalar("validation/miou", record["miou"], step)
-        self.writer.add_scalar("validation/pixel_accuracy", record["pixel_accuracy"] or 0.0, step)
-        for name, iou in record["iou"].items():
-            if iou is not None:
-                self.writer.add_scalar(f"validation_iou/{name}", iou, step)
-
-    def upload(self) -> None:
-        self.writer.flush()
-        if self.remote:
-            for name in os.listdir(self.folder):
-                with open(os.path.join(self.folder, name), "rb") as file:
-                    storage.write_bytes(storage.join(self.uri, name), file.read())
-
-    def close(self) -> None:
-        self.writer.close()
-        if self.remote:
-            self.upload()
-
-
-def autocast_dtype(precision: str, device_type: str) -> torch.dtype | None:
-    """What `precision` means on a device; None = float32.
-
-    `auto` is bfloat16 where the device has it in hardware (elsewhere a CPU would only emulate it, slowly).
-    """
-    if precision == "float32":
-        return None
-    if precision == "auto":
-        if device_type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-        return torch.bfloat16 if native else None
-    return torch.bfloat16
+        seen = (self.state.step - self.first_step) * self.plan.worker_batch
+        if seen >= _JUDGED_AFTER_SAMPLES and 2 * self.failed_here > seen:
+            raise PipelineError(f"{self.failed_here} of {seen} training samples could not be read, such as {failure}")

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, Stopped
 from pipeline.label_scan import class_weights, scan_labels
 from pipeline.labels import LabelSet
 from pipeline.regions import ReadOptions
@@ -279,6 +279,40 @@ def test_labels_of_which_none_matches(ray_session: None, config: TrainConfig, tm
         train(config)
 
 
+def test_a_stop_waits_for_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal in mid-wait must not take the workers for done: they still have to save."""
+    from types import SimpleNamespace
+
+    import ray
+
+    from pipeline.progress import Board, watch
+
+    board = Board()
+    remote = {name: SimpleNamespace(remote=getattr(board, name)) for name in ("take", "stop")}
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    saved: list[int] = []
+
+    def work() -> None:
+        while not board.post({"text": "step 7", "step": 7}, []):
+            time.sleep(0.02)
+        time.sleep(1.5)
+        saved.append(7)
+
+    def stop(signum: int, frame: object) -> None:
+        raise Stopped("stopped on request")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        with pytest.raises(Stopped, match="at step 7"):
+            watch(work, SimpleNamespace(**remote))
+    finally:
+        timer.join()
+        signal.signal(signal.SIGTERM, before)
+    assert saved == [7]
+
+
 def test_killed_stopped_and_resumed(config: TrainConfig, run_job: Callable, tmp_path: Path) -> None:
     """kill -9, then SIGTERM, then to the end: each start goes on where the one before it had saved."""
     from conftest import end, start_job, wait_until
@@ -297,7 +331,7 @@ def test_killed_stopped_and_resumed(config: TrainConfig, run_job: Callable, tmp_
 
     job = start_job("train", *arguments)
     try:
-        wait_until(saved_beyond(0), seconds=200, what="a checkpoint", process=job)
+        wait_until(saved_beyond(0), seconds=120, what="a checkpoint", process=job)
         os.kill(job.pid, signal.SIGKILL)
         job.wait()
     finally:
@@ -308,7 +342,7 @@ def test_killed_stopped_and_resumed(config: TrainConfig, run_job: Callable, tmp_
     time.sleep(1)
     job = start_job("train", *arguments)
     try:
-        wait_until(saved_beyond(killed_at), seconds=200, what="a further checkpoint", process=job)
+        wait_until(saved_beyond(killed_at), seconds=120, what="a further checkpoint", process=job)
         os.kill(job.pid, signal.SIGTERM)
         _, stderr = job.communicate(timeout=120)
     finally:

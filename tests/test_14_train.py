@@ -319,8 +319,8 @@ def test_killed_stopped_and_resumed(config: TrainConfig, run_job: Callable, tmp_
 
     output = Path(config.output)
     arguments = ["--source", config.source, "--output", output, "--label-set", config.label_set, "--crop", "32,32"]
-    arguments += ["--batch-size", 2, "--max-steps", 60, "--epochs", 1000, "--validate-every", 1000]
-    arguments += ["--checkpoint-minutes", 0.01, "--precision", "float32"]
+    arguments += ["--batch-size", 2, "--max-steps", 30, "--epochs", 1000, "--validate-every", 1000]
+    arguments += ["--checkpoint-minutes", 0.03, "--precision", "float32"]
     position = output / "_train" / "position.json"
 
     def step() -> int:
@@ -337,7 +337,7 @@ def test_killed_stopped_and_resumed(config: TrainConfig, run_job: Callable, tmp_
     finally:
         end(job, group=True)
     killed_at = step()
-    assert 0 < killed_at < 60
+    assert 0 < killed_at < 30
 
     time.sleep(1)
     job = start_job("train", *arguments)
@@ -348,12 +348,12 @@ def test_killed_stopped_and_resumed(config: TrainConfig, run_job: Callable, tmp_
     finally:
         end(job, group=True)
     assert job.returncode == 4, stderr
-    assert f"resuming at step {killed_at} of 60" in stderr
+    assert f"resuming at step {killed_at} of 30" in stderr
     stopped_at = step()
     assert stderr.strip().splitlines()[-1].startswith("error: stopped on request")
 
     done = run_job("train", *arguments)
     assert done.code == 0, done.stderr
-    assert f"resuming at step {stopped_at} of 60" in done.stderr
+    assert f"resuming at step {stopped_at} of 30" in done.stderr
     assert str(output / "best") in done.stdout.strip().splitlines()[-1]
-    assert json.loads((output / "history.json").read_text())[-1]["step"] == 60
+    assert json.loads((output / "history.json").read_text())[-1]["step"] == 30

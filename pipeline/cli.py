@@ -69,6 +69,10 @@ def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
     parser.add_argument("--config", metavar="FILE", help="YAML file of these options; flags stand over it")
     parser.add_argument("--print-config", action="store_true", help="print the resolved options and exit")
     parser.add_class_arguments(config_class, nested_key=None)
+    if "--help" in arguments:
+        # options are shown as they are written, with hyphens; underscores are accepted
+        print(re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), parser.format_help()), end="")
+        sys.exit(0)
     try:
         namespace = parser.parse_args(_flags_of(_read_config(config_uri, fields)) + arguments)
         values = namespace.as_dict()

@@ -214,11 +214,6 @@ def build_manifest(source: str, uri: str, *, labels: str | None = None, split: s
         raise
 
 
-def open_or_build(source: str, uri: str, *, labels: str | None = None) -> Manifest:
-    """The manifest that `source` is, or the one already built at `uri`, or a new one of the collection, at `uri`."""
-    return open_manifest(source) or open_manifest(uri) or build_manifest(source, uri, labels=labels)
-
-
 def manifest_of(run: Run, source: str, *, split: str | None = None, labels: str | None = None) -> Manifest:
     """The manifest a run works off: the one that `source` is, or the one of the collection, kept under OUTPUT/manifest.
 

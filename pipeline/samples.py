@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 COLUMNS = ["region_id", "region_key", "path", "uri", "kind", "size_bytes", "version", "window", "frame", "label_uri"]
 _BLOCK_ROWS = 32  # small enough that a block is soon there, large enough that its overhead does not count
 _BLOCK_BYTES = 64 << 20  # Ray splits blocks of more than 128 MiB
-_REST_S = 0.05
 _MAX_BLOCKS = 10_000  # the driver keeps a record of every block (about 39 KB)
 
 
@@ -193,7 +191,7 @@ def train_stream(
         loader = SampleLoader(table, plan, augmentation, label_set, options, start, block_steps)
         length = plan.stream_rows(start, block_steps)
         blocks = length // (block_steps * plan.worker_batch)
-        stream = unhurried(ray.data.range(length, override_num_blocks=blocks))
+        stream = ray.data.range(length, override_num_blocks=blocks)
         return stream.map_batches(loader, batch_size=None, batch_format="numpy", zero_copy_batch=True)
 
     return make
@@ -209,24 +207,8 @@ def validation_stream(table: pa.Table, num_workers: int, label_set: LabelSet, op
     if padding:
         more = table.slice(0, 1).take([0] * padding).set_column(table.num_columns - 1, "valid", [[False] * padding])
         table = pa.concat_tables([table, more])
-    stream = unhurried(ray.data.from_arrow(slices(table, rows_per_block=8)))
+    stream = ray.data.from_arrow(slices(table, rows_per_block=8))
     return stream.map_batches(ValidationLoader(label_set, options), batch_size=None, batch_format="pyarrow")
-
-
-def unhurried(stream: ray.data.Dataset) -> ray.data.Dataset:
-    """Let the stream's scheduler rest between its rounds.
-
-    Ray Data's scheduling loop waits for tasks only; while it holds them back because enough is read ahead, which is
-    most of a training run, it spins: on two cores that took 0.8 of one away from training (Ray 2.60).
-    """
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
-
-    class Rest(ExecutionCallback):
-        def on_execution_step(self, executor: Any) -> None:
-            time.sleep(_REST_S)
-
-    stream.context.custom_execution_callback_classes.append(Rest)
-    return stream
 
 
 def slices(table: pa.Table, rows_per_block: int) -> list[pa.Table]:

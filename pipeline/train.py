@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.cluster import connect
 from pipeline.errors import InputError, Stopped
 from pipeline.labels import LabelSet, load_label_set
-from pipeline.manifest import open_or_build
+from pipeline.manifest import manifest_of
 from pipeline.progress import listed, say, start_board, watch
 from pipeline.regions import ReadOptions
 from pipeline.run import Run, open_run
@@ -47,8 +47,7 @@ def train(config: TrainConfig) -> str:
     ) as run:
         if run.summary:
             return f"complete already: {_where(run, run.summary)}"
-        manifest = open_or_build(config.source, run.at("manifest"), labels=config.labels)
-        run.set_manifest({"fingerprint": manifest.fingerprint})
+        manifest = manifest_of(run, config.source, labels=config.labels)
         table, validation = select_rows(manifest, config)
         read_options = ReadOptions(fetch_retry_s=config.fetch_retry_s)
         table, validation, class_pixels = _scan(run, table, validation, label_set, read_options)

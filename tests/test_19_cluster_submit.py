@@ -159,9 +159,7 @@ def test_bad_input_is_2_and_the_command_says_1(cluster: Cluster, collection: Pat
     assert not (tmp_path / "segment").exists()
 
 
-def test_a_failed_run_is_1(
-    cluster: Cluster, collection: Path, trained: tuple[Submitted, Path], tmp_path: Path
-) -> None:
+def test_a_failed_run_is_1(cluster: Cluster, collection: Path, trained: tuple[Submitted, Path], tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     shutil.copytree(collection / "val", pictures)
     (pictures / "broken.png").write_bytes(b"no picture")

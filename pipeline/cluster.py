@@ -73,6 +73,15 @@ def refuse_relative_under_submit(written: Iterable[str]) -> None:
             )
 
 
+def beside_driver(kind: type) -> Any:
+    """An actor of this class on the driver's node; it takes no CPU and lives as long as its handle."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
 def num_gpus() -> int:
     """GPUs of the cluster as it is now."""
     import ray

@@ -6,7 +6,6 @@ region and moves finished files.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from pipeline.checkpoint import load_checkpoint, weights_fingerprint
 from pipeline.errors import PipelineError
 from pipeline.labels import LabelSet
 from pipeline.manifest import Manifest, Unit, manifest_of
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say
 from pipeline.run import Run, open_run
 from pipeline.segment_config import SegmentConfig, decisive
 from pipeline.segmenter import Columns, PredictOptions, Segmenter, read_pixels
@@ -106,7 +105,7 @@ class _Job:
         pending = wanted & ~done
         before = int((wanted & done).sum())
         if before:
-            _say(f"resuming: {before} of {ids.size} regions are committed, {int(pending.sum())} remain")
+            say(f"resuming: {before} of {ids.size} regions are committed, {int(pending.sum())} remain")
         try:
             self._stream(pending, Progress("segment", ids.size, before))
             self._once_more()
@@ -128,7 +127,7 @@ class _Job:
             transient = pa.compute.is_in(table["status"], pa.array(schema.TRANSIENT_STATUSES))
             passing[table.filter(transient)["region_id"].to_numpy()] = True
         if passing.any():
-            _say(f"trying {int(passing.sum())} regions once more that failed in passing")
+            say(f"trying {int(passing.sum())} regions once more that failed in passing")
             self._stream(passing, Progress("once more", int(passing.sum())), again=True)
 
     def _count_standing(self, ids: np.ndarray) -> None:
@@ -270,7 +269,3 @@ def _told(summary: dict[str, Any]) -> str:
     failed = {k: v for k, v in summary["statuses"].items() if k != "ok"}
     reasons = f" ({', '.join(f'{v} {k}' for k, v in failed.items())})" if failed else ""
     return f"{summary['ok']} of {summary['regions']} regions ok, {summary['failed']} failed{reasons}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

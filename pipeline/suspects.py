@@ -14,6 +14,8 @@ import threading
 import time
 from typing import Any
 
+from pipeline.cluster import beside_driver
+
 MOST_DEVICE_FAILURES = 10
 
 
@@ -55,11 +57,7 @@ class Suspects:
 
 def start_suspects() -> Any:
     """A handle of a new register that lives as long as the driver."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Suspects).options(num_cpus=0, scheduling_strategy=here).remote()
+    return beside_driver(Suspects)
 
 
 class Watchdog:

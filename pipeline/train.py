@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
+from pipeline.board import start_board, watch
 from pipeline.cluster import connect
 from pipeline.errors import InputError, Stopped
 from pipeline.labels import LabelSet, load_label_set
 from pipeline.manifest import manifest_of
-from pipeline.progress import listed, say, start_board, watch
+from pipeline.progress import listed, say
 from pipeline.regions import ReadOptions
 from pipeline.run import Run, open_run
 from pipeline.samples import SamplePlan, train_stream, validation_stream

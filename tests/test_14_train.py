@@ -285,7 +285,7 @@ def test_a_stop_waits_for_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -
 
     import ray
 
-    from pipeline.progress import Board, watch
+    from pipeline.board import Board, watch
 
     board = Board()
     remote = {name: SimpleNamespace(remote=getattr(board, name)) for name in ("take", "stop")}

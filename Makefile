@@ -6,13 +6,17 @@ STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test lint types cluster-check setup clean help
+.PHONY: demo test test-slow lint types cluster-check setup clean help
 
 demo: $(STAMP)
 	$(RUN)/python jobs/demo.py
 
 test: $(STAMP)
-	$(RUN)/python -m pytest $(PYTEST_ARGS)
+	$(RUN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+# What does not fit into a quarter of an hour; its figures are recorded in docs/.
+test-slow: $(STAMP)
+	$(RUN)/python -m pytest -m slow --timeout 1800 $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(RUN)/ruff check .
@@ -50,4 +54,4 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
-	@echo "make demo | test | lint | types | cluster-check | setup | clean"
+	@echo "make demo | test | test-slow | lint | types | cluster-check | setup | clean"

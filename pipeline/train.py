@@ -35,7 +35,7 @@ def train(config: TrainConfig) -> str:
     crop = check(config)
     label_set = load_label_set(str(config.label_set))
     options = model_options(config)
-    _build_once(config, label_set, options)
+    _build_once(config, label_set, options, crop)
     connect([config.output], shared_filesystem=config.shared_filesystem)
     started_s = time.monotonic()
     with open_run(
@@ -57,11 +57,12 @@ def train(config: TrainConfig) -> str:
         return _where(run, summary)
 
 
-def _build_once(config: TrainConfig, label_set: LabelSet, options: dict[str, Any]) -> None:
-    """Meet a wrong name, option or weights file here, before anything is written."""
+def _build_once(config: TrainConfig, label_set: LabelSet, options: dict[str, Any], crop: tuple[int, int]) -> None:
+    """Meet a wrong name, option, weights file or crop here, before anything is written."""
     from pipeline.models import build_model
+    from pipeline.models.blocks import check_size
 
-    build_model(config.model, num_classes=label_set.num_classes, **options)
+    check_size(build_model(config.model, num_classes=label_set.num_classes, **options), crop)
 
 
 def _scan(
@@ -145,10 +146,12 @@ def _fit(
         plan=plan,
         class_weights=class_weights(class_pixels, config.class_weights),
         loss=config.loss,
+        auxiliary_weight=config.auxiliary_weight,
         learning_rate=config.learning_rate,
         backbone_rate=config.backbone_rate,
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_steps,
+        schedule=config.schedule,
         power=config.power,
         ema_decay=config.ema_decay,
         validate_every=config.validate_every,

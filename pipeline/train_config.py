@@ -10,9 +10,10 @@ from pipeline import storage
 from pipeline.errors import InputError, nearest
 from pipeline.label_scan import CLASS_WEIGHTS
 from pipeline.labels import LABEL_SETS, LabelSet
+from pipeline.schedules import SCHEDULES
 
 RESULT_VERSION = 1  # raised when the same options begin to train another network
-LOSS_NAMES = ("cross_entropy_dice", "cross_entropy", "dice")
+LOSS_NAMES = ("cross_entropy_dice", "cross_entropy", "dice", "focal", "ohem_cross_entropy")  # losses.LOSSES, unimported
 _BESIDE_THE_RESULT = (
     "source",
     "output",
@@ -54,8 +55,10 @@ class TrainConfig:
         backbone_rate: factor of it for the backbone
         weight_decay: AdamW's
         warmup_steps: steps of linear warm-up
-        power: of the poly schedule
-        loss: cross_entropy_dice, cross_entropy or dice
+        schedule: of the learning rate: poly, cosine or constant
+        power: of the schedule; default its own (poly: 0.9)
+        loss: cross_entropy_dice, cross_entropy, dice, focal or ohem_cross_entropy
+        auxiliary_weight: of the loss of each auxiliary head, where the network has any
         class_weights: from the classes' shares of the pixels: log (ENet's), sqrt, inverse or none
         ema_decay: of the averaged weights, which are what is saved
         scale_min: smallest random zoom
@@ -93,8 +96,10 @@ class TrainConfig:
     backbone_rate: float = 0.3
     weight_decay: float = 0.01
     warmup_steps: int = 50
-    power: float = 0.9
+    schedule: str = "poly"
+    power: float | None = None
     loss: str = "cross_entropy_dice"
+    auxiliary_weight: float = 0.4
     class_weights: str = "log"
     ema_decay: float = 0.99
     scale_min: float = 0.5
@@ -132,6 +137,7 @@ def check(config: TrainConfig) -> tuple[int, int]:
         "backbone_rate": (0, 10),
         "weight_decay": (0, 1),
         "power": (0, 10),
+        "auxiliary_weight": (0, 10),
         "ema_decay": (0, 0.99999),
         "holdout": (0, 0.9),
         "jitter": (0, 1),
@@ -139,13 +145,14 @@ def check(config: TrainConfig) -> tuple[int, int]:
         "scale_max": (config.scale_min, 20),
     }
     for name, (low_value, high) in ranges.items():
-        if not low_value <= getattr(config, name) <= high:
-            found, flag = getattr(config, name), name.replace("_", "-")
+        found, flag = getattr(config, name), name.replace("_", "-")
+        if found is not None and not low_value <= found <= high:
             raise InputError(f"--{flag} out of range", found=found, expected=f"{low_value} to {high}")
     choices: dict[str, tuple[str, ...]] = {
         "precision": ("auto", "float32", "bfloat16"),
         "device": ("auto", "cpu", "cuda"),
         "loss": LOSS_NAMES,
+        "schedule": tuple(SCHEDULES),
         "class_weights": CLASS_WEIGHTS,
     }
     for name, known in choices.items():

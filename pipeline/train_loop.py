@@ -26,12 +26,12 @@ from pipeline.average import Average
 from pipeline.checkpoint import ModelSpec, save_checkpoint
 from pipeline.errors import PipelineError
 from pipeline.event_files import EventFiles
-from pipeline.losses import LOSSES
+from pipeline.losses import LOSSES, with_auxiliary
 from pipeline.models import build_model, structure_options
 from pipeline.optimizer import autocast_dtype, parameter_groups
 from pipeline.progress import duration
 from pipeline.samples import SamplePlan
-from pipeline.schedules import poly
+from pipeline.schedules import factor
 from pipeline.transforms import normalize
 from pipeline.validation import confusion, summed
 
@@ -54,11 +54,13 @@ class Task:
     plan: SamplePlan
     class_weights: list[float]
     loss: str
+    auxiliary_weight: float
     learning_rate: float
     backbone_rate: float
     weight_decay: float
     warmup_steps: int
-    power: float
+    schedule: str
+    power: float | None
     ema_decay: float
     validate_every: int
     checkpoint_minutes: float
@@ -153,9 +155,9 @@ class _Loop:
 
     def _step(self, batch: dict[str, np.ndarray]) -> None:
         task, step = self.task, self.state.step
-        factor = poly(step, self.plan.total_steps, task.power, task.warmup_steps)
+        rate = factor(task.schedule, step, self.plan.total_steps, task.power, task.warmup_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = factor * group["base_rate"]
+            group["lr"] = rate * group["base_rate"]
         # dropout depends on the step alone, so a resumed run draws the same
         torch.manual_seed((self.plan.seed * 1_000_003 + step) * 4096 + self.rank)
         pixels = torch.tensor(batch["pixels"], device=self.device)
@@ -165,8 +167,13 @@ class _Loop:
         inputs = normalize(pixels, spec.mean, spec.std, spec.scale)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             logits = self.wrapped(inputs)
-        loss = LOSSES[task.loss](
-            logits.float(), truth, class_weights=self.class_weights, ignore_index=spec.label_set.ignore_value
+        loss = with_auxiliary(
+            LOSSES[task.loss],
+            logits,
+            truth,
+            self.class_weights,
+            spec.label_set.ignore_value,
+            weight=task.auxiliary_weight,
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

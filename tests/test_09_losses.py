@@ -7,8 +7,16 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from pipeline.errors import InputError
-from pipeline.losses import LOSSES, cross_entropy, cross_entropy_dice, soft_dice
-from pipeline.schedules import poly
+from pipeline.losses import (
+    LOSSES,
+    cross_entropy,
+    cross_entropy_dice,
+    focal,
+    ohem_cross_entropy,
+    soft_dice,
+    with_auxiliary,
+)
+from pipeline.schedules import SCHEDULES, factor
 
 K, IGNORE = 4, 255
 
@@ -51,6 +59,46 @@ def test_the_sum_is_the_sum():
     )
 
 
+def test_focal_is_its_definition():
+    logits, target = example()
+    p = logits.softmax(1).permute(0, 2, 3, 1)[target != IGNORE]
+    of_truth = p.gather(1, target[target != IGNORE][:, None])[:, 0]
+    torch.testing.assert_close(focal(logits, target), (-((1 - of_truth) ** 2) * of_truth.log()).mean())
+    torch.testing.assert_close(focal(logits, target, gamma=0.0), cross_entropy(logits, target))
+
+
+def test_focal_has_gradients_where_everything_is_right():
+    target = torch.zeros(1, 2, 2, dtype=torch.long)
+    logits = torch.tensor([500.0, 0, 0, 0])[None, :, None, None].expand(1, K, 2, 2).clone().requires_grad_()
+    focal(logits, target, gamma=0.5).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_ohem_is_cross_entropy_over_the_hard_pixels():
+    logits, target = example()
+    logits = logits.detach() * 4
+    per_pixel = functional.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
+    hard = (target != IGNORE) & (per_pixel > -torch.tensor(0.7).log())
+    assert 0 < hard.sum() < (target != IGNORE).sum()
+    torch.testing.assert_close(ohem_cross_entropy(logits, target, least_share=0.0), per_pixel[hard].mean())
+
+
+def test_ohem_takes_the_hardest_where_few_are_hard():
+    logits, target = example()
+    per_pixel = functional.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
+    known = int((target != IGNORE).sum())
+    hardest = per_pixel.flatten().topk(-(-known // 4)).values
+    found = ohem_cross_entropy(logits, target, threshold=1e-9, least_share=0.25)
+    torch.testing.assert_close(found, hardest.mean())
+
+
+def test_auxiliary_heads_are_added_by_their_weight():
+    (main, target), (side, _), (other, _) = example(), example(1), example(2)
+    expected = soft_dice(main, target) + 0.4 * (soft_dice(side, target) + soft_dice(other, target))
+    torch.testing.assert_close(with_auxiliary(soft_dice, (main, side, other), target), expected)
+    torch.testing.assert_close(with_auxiliary(soft_dice, main, target), soft_dice(main, target))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_nothing_to_learn_from_is_zero_and_not_nan(name):
     logits, target = example(ignored=1.1)
@@ -78,10 +126,15 @@ def test_half_precision_logits_are_met_in_float32(name):
     assert loss.dtype == torch.float32 and torch.isfinite(loss)
 
 
-@given(power=st.floats(0.1, 3), max_steps=st.integers(1, 1000), warmup=st.integers(0, 50))
-def test_poly_falls_to_zero_behind_its_warmup(power, max_steps, warmup):
-    factors = [poly(step, max_steps, power, warmup) for step in range(max_steps + 2)]
-    assert all(0 <= factor <= 1 for factor in factors) and factors[max_steps] == factors[-1] == 0
+@given(
+    schedule=st.sampled_from(["poly", "cosine"]),
+    power=st.floats(0.1, 3),
+    max_steps=st.integers(1, 1000),
+    warmup=st.integers(0, 50),
+)
+def test_the_rate_falls_to_zero_behind_its_warmup(schedule, power, max_steps, warmup):
+    factors = [factor(schedule, step, max_steps, power, warmup) for step in range(max_steps + 2)]
+    assert all(0 <= value <= 1 for value in factors) and factors[max_steps] == factors[-1] == 0
     falling = factors[warmup:]
     assert falling == sorted(falling, reverse=True)
     if warmup:
@@ -89,7 +142,27 @@ def test_poly_falls_to_zero_behind_its_warmup(power, max_steps, warmup):
 
 
 def test_poly_is_the_papers():
-    assert poly(0, 100, 0.95) == 1
-    assert poly(30, 100, 0.95) == pytest.approx(0.7**0.95)
-    with pytest.raises(InputError, match="max_steps=0"):
-        poly(0, 0)
+    assert factor("poly", 0, 100, 0.95) == 1
+    assert factor("poly", 30, 100, 0.95) == pytest.approx(0.7**0.95)
+    assert factor("poly", 30, 100) == pytest.approx(0.7**0.9)
+
+
+def test_cosine_is_torchs():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    for step in range(20):
+        assert factor("cosine", step, 20) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
+def test_a_constant_rate_only_warms_up():
+    assert [factor("constant", step, 4, warmup_steps=2) for step in range(5)] == [0.5, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [(("poly", 0, 0), "max_steps=0"), (("poli", 0, 1), "did you mean")])
+def test_a_schedule_out_of_range_is_named(arguments, message):
+    assert set(SCHEDULES) == {"poly", "cosine", "constant"}
+    with pytest.raises(InputError, match=message):
+        factor(*arguments)

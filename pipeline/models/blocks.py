@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.errors import InputError
+
 
 def resize(x: Tensor, like: Tensor) -> Tensor:
     """Bilinear to the height and width of `like` (N x C x h x w -> N x C x H x W); `x` itself where they agree."""
@@ -23,6 +25,20 @@ def zoom(x: Tensor, factor: float) -> Tensor:
     """Bilinear by `factor` (N x C x H x W -> N x C x round(factor H) x round(factor W))."""
     size = [max(1, round(side * factor)) for side in x.shape[-2:]]
     return functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def check_size(network: nn.Module, size_px: Sequence[int]) -> None:
+    """Raises InputError where a picture of `size_px` (height, width) is smaller than `network.smallest_px` a side.
+
+    A network without that attribute takes any size.
+    """
+    smallest_px = int(getattr(network, "smallest_px", 1))
+    if min(size_px) < smallest_px:
+        raise InputError(
+            f"picture too small for {type(network).__name__}",
+            found=f"{size_px[0]}x{size_px[1]}",
+            expected=f"{smallest_px} px or more a side",
+        )
 
 
 class ConvBNReLU(nn.Sequential):

@@ -1,10 +1,4 @@
-"""Backbones: torchvision's classification networks as a list of feature maps, never copies of their code.
-
-C1..C5 are the stages at strides 2, 4, 8, 16, 32; beyond `output_stride` a stage keeps its resolution and its
-convolutions are dilated instead, so that pretrained weights see the same neighbours as before. Weights are `None`
-(random), `"imagenet"` (torchvision's weight enum, which downloads) or the path or URI of a state dict of torchvision's
-class.
-"""
+"""Weights from a file into a network, and a first convolution for any number of bands."""
 
 from __future__ import annotations
 
@@ -20,65 +14,17 @@ from pipeline.errors import InputError
 from pipeline.storage import read_bytes
 
 
-class MobileNetV2(nn.Module):
-    """MobileNetV2 without pooling and classifier (Sandler et al. 2018): N x B x H x W -> [C1, C2, C3, C4, C5].
+def classifier(name: str, weights: str | None, in_channels: int, **options: Any) -> Any:
+    """torchvision's classification network `name`, its weights loaded, its first convolution taking `in_channels`.
 
-    Channels 16, 24, 32, 96, 320 (1280 for C5 with `last_conv`), `channels` lists them.
+    `weights` is None (random), "imagenet" (the network's default weight enum, which downloads) or the path or URI of a
+    state dict. Raises InputError where the file is none, or another network's.
     """
-
-    def __init__(
-        self,
-        in_channels: int = 3,
-        *,
-        output_stride: int = 16,
-        weights: str | None = None,
-        last_conv: bool = False,
-    ) -> None:
-        super().__init__()
-        if output_stride not in (8, 16, 32):
-            raise InputError("output_stride out of range", found=output_stride, expected="8, 16 or 32")
-        network = models.mobilenet_v2(weights=models.MobileNet_V2_Weights.DEFAULT if weights == "imagenet" else None)
-        if weights not in (None, "imagenet"):
-            load_weights(network, read_state_dict(weights), where=weights)
-        widen_first_convolution(network, in_channels)
-        features = list(network.features)
-        stem, blocks, last = features[:2], features[2:18], features[18:]
-        # strides after each stage: 2 (stem, 16), 4 (24), 8 (32), 16 (64, 96), 32 (160, 320)
-        stages = [stem, blocks[:2], blocks[2:5], blocks[5:12], blocks[12:]]
-        if output_stride == 8:
-            dilate(stages[3], 2)
-            dilate(stages[4], 4)
-        elif output_stride == 16:
-            dilate(stages[4], 2)
-        if last_conv:
-            stages[4] = [*stages[4], *last]
-        self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
-        self.channels = (16, 24, 32, 96, 1280 if last_conv else 320)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        return features
-
-
-def dilate(blocks: list[nn.Module], dilation: int) -> None:
-    """Trade the stride of a stage for dilation, in place.
-
-    The convolution that had the stride reads the same neighbours as before (half the dilation); those after it stand on
-    a grid twice as dense, so they reach `dilation` pixels.
-    """
-    reach = dilation // 2
-    for block in blocks:
-        for module in block.modules():
-            if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-                strided = module.stride != (1, 1)
-                module.stride = (1, 1)
-                module.dilation = (reach, reach)
-                module.padding = (reach * (module.kernel_size[0] // 2), reach * (module.kernel_size[1] // 2))
-                if strided:
-                    reach = dilation
+    network = models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None, **options)
+    if weights not in (None, "imagenet"):
+        load_weights(network, read_state_dict(weights), where=weights)
+    widen_first_convolution(network, in_channels)
+    return network
 
 
 def widen_first_convolution(network: nn.Module, in_channels: int) -> None:

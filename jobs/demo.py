@@ -16,13 +16,14 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from pipeline import storage  # noqa: E402
-from pipeline.cli import main, parse  # noqa: E402
+from pipeline.cli import main  # noqa: E402
 from pipeline.decode.picture import decode, decode_label  # noqa: E402
 from pipeline.errors import GateError, InputError  # noqa: E402
 from pipeline.evaluate import EvaluateConfig, evaluate  # noqa: E402
 from pipeline.findings import headline, table  # noqa: E402
 from pipeline.labels import SCENES  # noqa: E402
 from pipeline.masks import colorize  # noqa: E402
+from pipeline.options import parse  # noqa: E402
 from pipeline.progress import duration  # noqa: E402
 from pipeline.scenes import write_scenes  # noqa: E402
 from pipeline.segment import SegmentConfig, segment  # noqa: E402

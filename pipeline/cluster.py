@@ -27,11 +27,11 @@ _REST_S = 0.03  # a step of the loop takes 1 to 2 ms, a block far longer than th
 _LOCAL_CPUS = 4  # each stage wants a CPU of its own: one or two deadlock
 
 
-def connect(written: Iterable[str], *, shared_filesystem: bool = False) -> None:
+def connect(written: Iterable[str], *, shared_filesystem: bool = False, local_cpus: int = _LOCAL_CPUS) -> None:
     """Join the cluster, or start a local Ray. Does nothing where this process has joined already.
 
     `written` are the URIs that the job will write: a local path on more than one node (unless `shared_filesystem`)
-    raises InputError.
+    raises InputError. A local Ray counts at least `local_cpus` logical CPUs.
     """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
@@ -52,7 +52,7 @@ def connect(written: Iterable[str], *, shared_filesystem: bool = False) -> None:
         if address:
             ray.init(address=address, **options)
         else:
-            cpus = max(_LOCAL_CPUS, os.cpu_count() or 1)
+            cpus = max(local_cpus, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
         _stop_on_sigterm()  # after ray.init, which sets a handler of its own
     if not shared_filesystem:

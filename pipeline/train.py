@@ -25,17 +25,14 @@ from pipeline.samples import SamplePlan, train_stream, validation_stream
 from pipeline.selection import select_rows
 from pipeline.train_config import TrainConfig, check, decisive, model_options
 
-__all__ = ["TrainConfig", "train"]
+__all__ = ["TrainConfig", "check_options", "train"]
 
 _AHEAD_BYTES = 1 << 30  # of samples, for each worker
 
 
 def train(config: TrainConfig) -> str:
     """Run the job. Returns the line that says where the result lies. Raises InputError, PipelineError or Stopped."""
-    crop = check(config)
-    label_set = load_label_set(str(config.label_set))
-    options = model_options(config)
-    _build_once(config, label_set, options, crop)
+    crop, label_set, options = check_options(config)
     connect([config.output], shared_filesystem=config.shared_filesystem)
     started_s = time.monotonic()
     with open_run(
@@ -57,12 +54,19 @@ def train(config: TrainConfig) -> str:
         return _where(run, summary)
 
 
-def _build_once(config: TrainConfig, label_set: LabelSet, options: dict[str, Any], crop: tuple[int, int]) -> None:
-    """Meet a wrong name, option, weights file or crop here, before anything is written."""
+def check_options(config: TrainConfig) -> tuple[tuple[int, int], LabelSet, dict[str, Any]]:
+    """The crop (height, width) in px, the label set and the network's options.
+
+    Raises InputError for a wrong option, model, weights file or crop: here, before anything is written.
+    """
     from pipeline.models import build_model
     from pipeline.models.blocks import check_size
 
+    crop = check(config)
+    label_set = load_label_set(str(config.label_set))
+    options = model_options(config)
     check_size(build_model(config.model, num_classes=label_set.num_classes, **options), crop)
+    return crop, label_set, options
 
 
 def _scan(

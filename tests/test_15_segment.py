@@ -22,11 +22,11 @@ from PIL import Image
 
 from pipeline import read_predictions, storage
 from pipeline.checkpoint import ModelSpec, load_checkpoint, save_checkpoint
-from pipeline.cli import parse
 from pipeline.errors import InputError, PipelineError
 from pipeline.labels import CAMVID
 from pipeline.manifest import build_manifest
 from pipeline.models import build_model
+from pipeline.options import parse
 from pipeline.predictor import Predictor
 from pipeline.regions import ReadOptions
 from pipeline.segment import segment

@@ -14,10 +14,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # The rooms in the order data flows through them; a room imports only rooms to its left. This is the one list.
 ROOMS = (
-    "errors labels storage schema decode cluster lease run progress board collection collection_table manifest regions "
-    "transforms samples label_scan models losses schedules metrics checkpoint tiling predictor masks sink statistics "
-    "optimizer average event_files train_config selection validation train_loop train segment_config suspects "
-    "segmenter segment predictions truth tally scoring charts report findings evaluate scenes cli"
+    "errors labels storage options schema decode cluster lease run progress board collection collection_table manifest "
+    "regions transforms samples label_scan models losses schedules metrics checkpoint tiling predictor masks sink "
+    "statistics optimizer average event_files train_config selection validation train_loop train study trials "
+    "comparison sweep segment_config suspects segmenter segment predictions truth tally scoring charts report findings "
+    "evaluate scenes cli"
 ).split()
 
 

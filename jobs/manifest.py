@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pipeline.cli import main
-from pipeline.manifest import ManifestConfig, make_manifest
+from pipeline.manifest_job import ManifestConfig, make_manifest
 
 if __name__ == "__main__":
     main(make_manifest, ManifestConfig)

@@ -17,7 +17,8 @@ from pipeline import cluster, storage
 from pipeline.errors import InputError
 from pipeline.findings import TOLD, Findings, headline, table
 from pipeline.labels import LabelSet, load_label_set
-from pipeline.manifest import Manifest, manifest_of
+from pipeline.manifest import Manifest
+from pipeline.manifest_job import manifest_of
 from pipeline.predictions import Predictions
 from pipeline.progress import Progress
 from pipeline.regions import ReadOptions

@@ -19,7 +19,8 @@ from pipeline import cluster, schema, storage
 from pipeline.checkpoint import load_checkpoint, weights_fingerprint
 from pipeline.errors import PipelineError
 from pipeline.labels import LabelSet
-from pipeline.manifest import Manifest, Unit, manifest_of
+from pipeline.manifest import Manifest, Unit
+from pipeline.manifest_job import manifest_of
 from pipeline.progress import Progress, say
 from pipeline.run import Run, open_run
 from pipeline.segment_config import SegmentConfig, decisive

@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.cluster import connect, num_cores
 from pipeline.comparison import Results, tables
 from pipeline.errors import InputError
-from pipeline.manifest import manifest_of
+from pipeline.manifest_job import manifest_of
 from pipeline.options import parse_values
 from pipeline.progress import say
 from pipeline.run import Run, open_run

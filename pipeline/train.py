@@ -17,7 +17,7 @@ from pipeline.board import start_board, watch
 from pipeline.cluster import connect
 from pipeline.errors import InputError, Stopped
 from pipeline.labels import LabelSet, load_label_set
-from pipeline.manifest import manifest_of
+from pipeline.manifest_job import manifest_of
 from pipeline.progress import listed, say
 from pipeline.regions import ReadOptions
 from pipeline.run import Run, open_run

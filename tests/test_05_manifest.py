@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline import collection, manifest, storage
+from pipeline import collection, manifest_writer, storage
 from pipeline.errors import InputError
-from pipeline.manifest import Manifest, build_manifest, open_manifest, region_key
+from pipeline.manifest import Manifest, open_manifest, region_key
+from pipeline.manifest_writer import build_manifest
 
 
 def draw(path: Path, mode: str = "RGB") -> None:
@@ -125,7 +126,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
 
 
 def test_parts_are_cut_and_a_half_written_manifest_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "ROWS_PER_PART", 2)
+    monkeypatch.setattr(manifest_writer, "ROWS_PER_PART", 2)
     monkeypatch.setattr(collection, "_MOST_HELD_BACK", 1)
     for i in range(5):
         draw(tmp_path / "c" / f"{i}.jpg")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline import regions, storage
 from pipeline.labels import CAMVID
-from pipeline.manifest import build_manifest
+from pipeline.manifest_writer import build_manifest
 from pipeline.regions import ReadOptions, RegionReader
 
 QUICK = ReadOptions(fetch_retry_s=0.5, threads=4)

@@ -24,7 +24,7 @@ from pipeline import read_predictions, storage
 from pipeline.checkpoint import ModelSpec, load_checkpoint, save_checkpoint
 from pipeline.errors import InputError, PipelineError
 from pipeline.labels import CAMVID
-from pipeline.manifest import build_manifest
+from pipeline.manifest_writer import build_manifest
 from pipeline.models import build_model
 from pipeline.options import parse
 from pipeline.predictor import Predictor

@@ -19,7 +19,8 @@ from pipeline import charts, report, schema, storage
 from pipeline.errors import InputError
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.labels import LabelSet, load_label_set
-from pipeline.manifest import build_manifest, region_key
+from pipeline.manifest import region_key
+from pipeline.manifest_writer import build_manifest
 from pipeline.metrics import ConfusionMatrix
 from pipeline.predictions import Predictions, plan_units, read_rows
 from pipeline.sink import metadata

@@ -16,7 +16,7 @@ from pipeline import read_predictions, storage
 from pipeline.checkpoint import read_spec
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.labels import CAMVID
-from pipeline.manifest import ManifestConfig, make_manifest
+from pipeline.manifest_job import ManifestConfig, make_manifest
 from pipeline.segment import segment
 from pipeline.segment_config import SegmentConfig
 from pipeline.train import TrainConfig, train

@@ -1,0 +1,72 @@
+"""The manifest job, and the manifest that every other job works off: the one it was given, or its own under OUTPUT."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.errors import InputError
+from pipeline.manifest import Manifest, open_manifest
+from pipeline.manifest_writer import build_manifest
+from pipeline.run import Run, open_run
+
+
+@dataclass
+class ManifestConfig:
+    """List a collection of pictures into a manifest: a folder of Parquet parts that every job takes as its source.
+
+    Args:
+        source: a folder or prefix (names with a picture, raster or video suffix), a glob (every file), or a table
+        output: the folder or prefix that receives the manifest
+        labels: the folder of label files, where it is not found beside the pictures
+        split: keep only the pictures of this split
+        overwrite: remove the manifest that the output folder holds
+        single_writer: no other run writes there, on a store that cannot put-if-absent
+    """
+
+    source: str
+    output: str
+    labels: str | None = None
+    split: str | None = None
+    overwrite: bool = False
+    single_writer: bool = False
+
+
+def make_manifest(config: ManifestConfig) -> str:
+    """The manifest job; returns the line that says where the result lies."""
+    result = {"source": storage.absolute(config.source), "labels": config.labels, "split": config.split}
+    with open_run(
+        config.output, "manifest", result, config, overwrite=config.overwrite, single_writer=config.single_writer
+    ) as run:
+        if run.summary is not None:
+            return f"complete: {run.summary['told']} in {run.output}; --overwrite lists again"
+        manifest = build_manifest(config.source, run.output, labels=config.labels, split=config.split)
+        run.set_manifest({"content": manifest.fingerprint, "split": None})
+        run.success({"rows": manifest.num_rows, "told": manifest.told()})
+        return f"{manifest.told()} in {run.output}"
+
+
+def manifest_of(run: Run, source: str, *, split: str | None = None, labels: str | None = None) -> Manifest:
+    """The manifest a run works off: the one that `source` is, or the one of the collection, kept under OUTPUT/manifest.
+
+    A resumed run reads that and never lists again. Raises InputError where the run was made from other content.
+    """
+    given = open_manifest(source)
+    before = run.record.get("source")
+    if given is None and before not in (None, storage.absolute(source)):
+        raise InputError(
+            "output folder holds another run: source differs",
+            where=run.output,
+            found=before,
+            expected=source,
+            todo="give another --output, the same source as before, or --overwrite",
+        )
+    manifest = given or open_manifest(run.at("manifest"))
+    if manifest is None:
+        manifest = build_manifest(source, run.at("manifest"), labels=labels)
+        print(f"{manifest.told()}: {source}", file=sys.stderr, flush=True)
+    manifest.require_split(split)
+    run.set_manifest({"content": manifest.fingerprint, "split": split})
+    run.remember(source=storage.absolute(source))
+    return manifest

@@ -144,8 +144,90 @@ class TestLightweight(Network):
             torch.testing.assert_close(torch.compile(network, fullgraph=True)(x), network(x), rtol=1e-3, atol=1e-4)
 
 
+class TestMultilevelDeepLab(Network):
+    name = "multilevel_deeplab"
+    options = {"backbone": "mobilenet_v2", "channels": 32}
+
+    @pytest.mark.parametrize("rates", [(6, 12, 18), (2, 3, 5)])
+    def test_each_branch_reads_a_level_of_its_own(self, rates):
+        pyramid = behind_the_encoder(self.build(rates=rates))[:4]
+        assert {one.levels: (one.kernel, one.dilation) for one in pyramid} == {
+            ("C5",): (1, 1),
+            ("C4",): (3, rates[0]),
+            ("C3",): (3, rates[1]),
+            ("C2",): (3, rates[2]),
+        }
+        assert {one.size for one in pyramid} == {(8, 12)}
+
+    @pytest.mark.parametrize("fusion", ["add", "concat", "gated"])
+    def test_the_decoder_carries_depth_into_every_level(self, fusion):
+        every = ("C2", "C3", "C4", "C5")
+        convolutions = behind_the_encoder(self.build(fusion=fusion))
+        projected = next(i for i, one in enumerate(convolutions) if one.levels == every)
+        decoder = convolutions[projected + 1 : -1]  # without the head
+        laterals = [(one.levels[0], one.size) for one in decoder if one.levels != every]
+        refined = [one.size for one in decoder if one.levels == every and one.kernel == 3]
+        assert laterals == [("C4", (8, 12)), ("C3", (16, 24)), ("C2", (32, 48))]
+        assert refined == [(8, 12), (16, 24), (32, 48)]
+
+    @pytest.mark.parametrize(
+        ("pooling", "levels"), [("none", []), ("deep", ["C5"]), ("every_level", ["C2", "C3", "C4", "C5"])]
+    )
+    def test_global_pooling_reads_what_is_asked(self, pooling, levels):
+        pooled = [one for one in behind_the_encoder(self.build(global_pooling=pooling)) if one.size == (1, 1)]
+        assert [one.levels for one in pooled] == [(level,) for level in levels]
+
+    def test_its_ablations_differ_in_what_they_say(self):
+        parameters = {fusion: count_parameters(self.name, fusion=fusion) for fusion in ("add", "concat", "gated")}
+        norms = 3 * (2 * 256 - 256)  # batch norm has two parameters a channel, the gate's bias one
+        assert parameters["concat"] - parameters["gated"] == norms
+        assert parameters["concat"] - parameters["add"] == 3 * (2 * 256 * 256 + 2 * 256)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("backbone", ["resnet101", "resnet50"])
+    def test_a_resnet_at_full_width_gives_logits(self, backbone):
+        network = self.build(backbone=backbone, channels=256).eval()
+        with torch.no_grad():
+            assert network(torch.rand(1, 3, 97, 131)).shape == (1, 21, 97, 131)
+
+
 class TestTorchvision(Network):
     name = "torchvision:lraspp_mobilenet_v3_large"
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One call of a convolution behind the encoder, for an input of 128 x 192."""
+
+    levels: tuple[str, ...]  # of C1..C5, those that its output depends on
+    kernel: int
+    dilation: int
+    size: tuple[int, int]
+    groups: int
+
+
+def behind_the_encoder(network: nn.Module) -> list[Convolution]:
+    """Every convolution behind `network.encoder` in the order of their calls, and the levels a gradient reaches."""
+    levels: list[torch.Tensor] = []
+    calls: list[tuple[nn.Conv2d, torch.Tensor]] = []
+
+    def cut(module: nn.Module, inputs: Any, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        levels.extend(output.detach().requires_grad_() for output in outputs)
+        return list(levels)
+
+    inner = set(network.encoder.modules())
+    network.encoder.register_forward_hook(cut)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module not in inner:
+            module.register_forward_hook(lambda module, inputs, output: calls.append((module, output)))
+    network.eval()(torch.rand(1, 3, 128, 192))
+    found = []
+    for module, output in calls:
+        gradients = torch.autograd.grad(output.sum(), levels, retain_graph=True, allow_unused=True)
+        reached = tuple(f"C{i}" for i, g in enumerate(gradients, start=1) if g is not None and g.any())
+        size = (output.shape[-2], output.shape[-1])
+        found.append(Convolution(reached, module.kernel_size[0], module.dilation[0], size, module.groups))
+    return found
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size.model}{size.options or ''}")
@@ -174,6 +256,11 @@ def test_every_network_of_the_table_is_tested():
         ({"model": "lightweight", "output_strid": 8}, "no option 'output_strid'.*did you mean 'output_stride'"),
         ({"model": "lightweight", "output_stride": 4}, "output_stride out of range; found 4; expected 8, 16 or 32"),
         ({"model": "lightweight", "rates": ()}, "rates out of range"),
+        ({"model": "multilevel_deeplab", "rates": (6, 12)}, "rates out of range.*expected three integers from 1 up"),
+        ({"model": "multilevel_deeplab", "channels": 0}, "channels out of range; found 0; expected 1 or more"),
+        ({"model": "multilevel_deeplab", "global_pooling": "deeper"}, "no global_pooling 'deeper'.*mean 'deep'"),
+        ({"model": "multilevel_deeplab", "fusion": "sum"}, "no fusion 'sum'; expected add, concat, gated"),
+        ({"model": "multilevel_deeplab", "backbone": "resnet11"}, "no backbone 'resnet11'.*did you mean 'resnet1"),
         ({"model": "lightweight", "dropout": 1.0}, "dropout out of range"),
         ({"model": "lightweight", "num_classes": 0}, "at least one class"),
         ({"model": "lightweight", "backbone_weights": "nowhere.pth"}, "weights file does not exist: nowhere.pth"),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MODELS = {
     "lightweight": "pipeline.models.lightweight:Lightweight",
+    "multilevel_deeplab": "pipeline.models.multilevel_deeplab:MultilevelDeepLab",
 }
 
 PROVIDERS = {  # "provider:name" -> a class whose first argument is the name

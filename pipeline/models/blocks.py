@@ -41,6 +41,14 @@ def check_size(network: nn.Module, size_px: Sequence[int]) -> None:
         )
 
 
+def check_rates(rates: Sequence[int], count: int | None = None) -> None:
+    """Raises InputError unless the dilation rates are integers from 1 up, `count` of them where it is given."""
+    whole = all(isinstance(rate, int) and rate >= 1 for rate in rates)
+    if not whole or not rates or count not in (None, len(rates)):
+        number = {None: "one or more", 3: "three"}.get(count, str(count))
+        raise InputError("rates out of range", found=list(rates), expected=f"{number} integers from 1 up")
+
+
 class ConvBNReLU(nn.Sequential):
     """k x k convolution without bias, batch norm, ReLU; keeps the size at stride 1."""
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.models.backbones import MobileNetV2
-from pipeline.models.blocks import ASPP, ConvBNReLU, ImagePooling, resize, zoom
+from pipeline.models.blocks import ASPP, ConvBNReLU, ImagePooling, check_rates, resize, zoom
 
 
 class Lightweight(nn.Module):
@@ -59,8 +59,7 @@ class Lightweight(nn.Module):
         backbone_weights: str | None = None,
     ) -> None:
         super().__init__()
-        if not rates or min(rates) < 1:
-            raise InputError("rates out of range", found=list(rates), expected="one or more integers from 1 up")
+        check_rates(rates)
         if not 0 <= dropout < 1:
             raise InputError("dropout out of range", found=dropout, expected="0 <= dropout < 1")
         if not 0.25 <= input_zoom <= 4:

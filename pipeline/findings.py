@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from pipeline import report, schema, storage
 from pipeline.labels import LabelSet
-from pipeline.masks import decode_mask
 from pipeline.predictions import Predictions, read_rows
 from pipeline.regions import ReadOptions, Region, RegionReader
 from pipeline.run import Run
+from pipeline.sink import mask_of
 from pipeline.tally import Tally
 
 TOLD = {
@@ -149,14 +149,14 @@ class Findings:
     def _masks(self) -> dict[str, tuple[np.ndarray, dict[str, int] | None]]:
         """region_key -> (mask, window) of the worst pictures."""
         masks = {}
-        columns = ["region_key", "window", "height", "width", "mask", "mask_dtype"]
+        columns = ["region_key", "window", *schema.MASK_COLUMNS]
         for unit in sorted({row["unit"] for row in self.tally.worst}):
             wanted = {row["region_key"] for row in self.tally.worst if row["unit"] == unit}
             for batch in read_rows(self.predictions.units[unit], columns):
                 for i, key in enumerate(batch["region_key"].to_pylist()):
                     if key in wanted:
                         (row,) = batch.slice(i, 1).to_pylist()
-                        mask = decode_mask(row["mask"], row["height"], row["width"], row["mask_dtype"])
+                        mask = mask_of(row)
                         masks[key] = (mask, row["window"])
         return masks
 

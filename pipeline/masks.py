@@ -12,16 +12,37 @@ import numpy as np
 from PIL import Image
 
 from pipeline.labels import LabelSet
+from pipeline.rle import decode_coco, encode_coco
+
+MASK_FORMATS = ("raw", "png", "rle")
 
 
-def encode_mask(class_map: np.ndarray) -> bytes:
-    """The row-major bytes of a class map, little-endian; size and dtype travel in columns of their own."""
-    return class_map.astype(class_map.dtype.newbyteorder("<"), copy=False).tobytes(order="C")
+def encode_mask(class_map: np.ndarray, mask_format: str = "raw") -> bytes:
+    """A class map as bytes; size, dtype and format travel in columns of their own.
+
+    `raw` is row-major and little-endian (smallest in a compressed table and fastest by far), `png` a grey picture of
+    the class ids, `rle` COCO's run lengths, a mask for each class that occurs.
+    """
+    if mask_format == "raw":
+        return class_map.astype(class_map.dtype.newbyteorder("<"), copy=False).tobytes(order="C")
+    return encode_coco(class_map) if mask_format == "rle" else _grey_png(class_map)
 
 
-def decode_mask(data: bytes, height: int, width: int, dtype: str = "uint8") -> np.ndarray:
-    """The inverse: H x W of `dtype`, a read-only view of `data`. Raises ValueError where the sizes do not agree."""
+def decode_mask(
+    data: bytes, height: int, width: int, dtype: str = "uint8", mask_format: str | None = "raw"
+) -> np.ndarray:
+    """The inverse: H x W of `dtype` (of `raw` a read-only view). Raises ValueError where the sizes do not agree.
+
+    A format of None, as tables of older versions read, is `raw`.
+    """
+    if mask_format == "rle":
+        return decode_coco(data, height, width, dtype)
     kind = np.dtype(dtype).newbyteorder("<")
+    if mask_format == "png":
+        class_map = np.asarray(Image.open(io.BytesIO(data))).astype(dtype, copy=False)
+        if class_map.shape != (height, width):
+            raise ValueError(f"mask of {class_map.shape} is no {height} x {width}")
+        return class_map
     if len(data) != height * width * kind.itemsize:
         raise ValueError(f"mask of {len(data)} bytes is no {height} x {width} of {dtype}")
     return np.frombuffer(data, dtype=kind).reshape(height, width)
@@ -49,16 +70,24 @@ def to_png(class_map: np.ndarray, label_set: LabelSet, colored: bool = True) -> 
 
     Above 254 classes a palette has no room: then `colored` gives RGB, and plain is 16-bit grey.
     """
+    if not colored:
+        return _grey_png(class_map)
     if class_map.dtype == np.uint8:
         picture = Image.fromarray(np.ascontiguousarray(class_map))
-        if colored:
-            palette = np.zeros((256, 3), dtype=np.uint8)
-            palette[: label_set.num_classes] = label_set.colors
-            picture.putpalette(palette.tobytes())
-    elif colored:
-        picture = Image.fromarray(colorize(class_map, label_set))
+        palette = np.zeros((256, 3), dtype=np.uint8)
+        palette[: label_set.num_classes] = label_set.colors
+        picture.putpalette(palette.tobytes())
     else:
-        picture = Image.fromarray(np.ascontiguousarray(class_map, dtype=np.uint16))
+        picture = Image.fromarray(colorize(class_map, label_set))
+    return _png(picture)
+
+
+def _grey_png(class_map: np.ndarray) -> bytes:
+    kind = np.uint8 if class_map.dtype == np.uint8 else np.uint16
+    return _png(Image.fromarray(np.ascontiguousarray(class_map, dtype=kind)))
+
+
+def _png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="PNG")
     return file.getvalue()

@@ -48,7 +48,12 @@ class Predictions:
         files = prediction_files(uri)
         fs, path = storage.arrow_filesystem(files[0])
         columns = pq.read_schema(path, filesystem=fs).remove_metadata()
-        missing = [name for name in schema.predictions_schema().names if name not in columns.names]
+        if metadata.get("mask_format") == "none":
+            raise InputError(
+                "predictions hold no masks", where=uri, found="--mask-format none", expected="raw, png or rle"
+            )
+        needed = set(schema.predictions_schema().names) - {"mask_format"}  # which version 1 lacks
+        missing = sorted(needed - set(columns.names))
         if missing:
             raise InputError("predictions lack a column", where=files[0], expected=missing[0])
         units = plan_units(files)

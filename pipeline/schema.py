@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: mask_format
 
 STATUSES = ("ok", "fetch_error", "decode_error", "changed", "too_large", "timeout", "model_error")
 TRANSIENT_STATUSES = ("fetch_error", "timeout", "model_error")  # get one more pass before the run ends
@@ -41,7 +41,8 @@ _RESULT = [
     pa.field("width", pa.int32()),
     pa.field("status", pa.string(), nullable=False),
     pa.field("error", pa.string()),
-    pa.field("mask", pa.large_binary()),  # row-major class map; null unless status is ok
+    pa.field("mask", pa.large_binary()),  # the class map as masks.encode_mask writes it; null unless status is ok
+    pa.field("mask_format", pa.string()),  # raw (row-major; as null, in version 1), png or rle
     pa.field("mask_dtype", pa.string()),  # uint8, or uint16 above 254 classes
     pa.field("class_pixels", pa.list_(pa.int64())),  # one per class
     pa.field("mean_confidence", pa.float32()),
@@ -50,6 +51,8 @@ _RESULT = [
     pa.field("crs", pa.string()),  # rasters only
     pa.field("transform", pa.list_(pa.float64())),  # rasters only: the six numbers of the affine transform
 ]
+
+MASK_COLUMNS = ("mask", "mask_format", "mask_dtype", "height", "width")  # what decoding a mask takes
 
 STATISTICS = pa.schema(
     [

@@ -19,15 +19,15 @@ import pyarrow.parquet as pq
 
 from pipeline import schema, storage
 from pipeline.labels import LabelSet
-from pipeline.masks import decode_mask
 from pipeline.metrics import ConfusionMatrix
 from pipeline.predictions import read_rows
 from pipeline.regions import ReadOptions, Region, shared_reader
+from pipeline.sink import mask_of
 from pipeline.tally import Tally
 from pipeline.truth import find_labels, key_of_path
 
 STOP = "_stop"  # while it lies in the output folder, units are passed over: nothing is written after bad input is met
-_READ = ["region_key", "path", "uri", "window", "status", "error", "height", "width", "mask", "mask_dtype"]
+_READ = ["region_key", "path", "uri", "window", "status", "error", *schema.MASK_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _mask_of(row: dict[str, Any]) -> tuple[np.ndarray | None, str | None]:
     if row["status"] != "ok":
         return None, f"{row['status']}: {row['error']}"
     try:
-        return decode_mask(row["mask"], row["height"], row["width"], row["mask_dtype"]), None
+        return mask_of(row), None
     except (TypeError, ValueError) as error:
         return None, f"damaged mask: {error}"
 

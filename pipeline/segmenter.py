@@ -141,7 +141,8 @@ class Segmenter:
         wanted = self.columns.results
         dtype = self.label_set.mask_dtype
         for row in rows:
-            row["mask_dtype"] = dtype if row.get("mask") is not None else None
+            if row.get("mask") is not None:
+                row |= {"mask_dtype": dtype, "mask_format": "raw"}
         return pa.Table.from_pylist(rows, schema=wanted)
 
 

@@ -167,22 +167,27 @@ def read_predictions(uri: str, columns: list[str] | None = None) -> Iterator[dic
     """The committed rows of a segment run, in no particular order, one dict each; `mask` a numpy array H x W or None.
 
     `uri` is the segment job's OUTPUT or its `predictions/`. Raises InputError where there are none. `columns` limits
-    what is read; with `mask`, height, width and mask_dtype are read as well.
+    what is read; with `mask`, what is needed to decode it is read as well.
     """
     files = prediction_files(uri)
     if not files and not storage.is_folder(uri):
         raise InputError("predictions do not exist", where=uri, expected="the OUTPUT of jobs/segment.py")
     wanted = columns
     if columns is not None and "mask" in columns:
-        wanted = list(dict.fromkeys([*columns, "height", "width", "mask_dtype"]))
+        wanted = list(dict.fromkeys([*columns, *schema.MASK_COLUMNS]))
     for file in files:
         fs, path = storage.arrow_filesystem(file)
         with pq.ParquetFile(path, filesystem=fs) as parquet:
             for batch in parquet.iter_batches(batch_size=64, columns=wanted):
                 for row in batch.to_pylist():
                     if row.get("mask") is not None:
-                        row["mask"] = decode_mask(row["mask"], row["height"], row["width"], row["mask_dtype"])
+                        row["mask"] = mask_of(row)
                     yield row
+
+
+def mask_of(row: dict[str, Any]) -> np.ndarray:
+    """The class map (H x W) of a row that has the columns `schema.MASK_COLUMNS` (version 1: all but mask_format)."""
+    return decode_mask(row["mask"], row["height"], row["width"], row["mask_dtype"], row.get("mask_format"))
 
 
 def predictions_metadata(uri: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from pycocotools import mask as coco
 from torch import Tensor, nn
 
 from pipeline import masks
@@ -268,13 +270,34 @@ def test_options_out_of_range_are_named(options, message):
 )
 def test_masks_are_what_they_were(class_map):
     for one in (class_map, class_map.T, np.asfortranarray(class_map)):
-        found = masks.decode_mask(masks.encode_mask(one), *one.shape, str(one.dtype))
-        np.testing.assert_array_equal(found, one)
+        for mask_format in masks.MASK_FORMATS:
+            data = masks.encode_mask(one, mask_format)
+            found = masks.decode_mask(data, *one.shape, str(one.dtype), mask_format)
+            np.testing.assert_array_equal(found, one)
+            assert found.dtype == one.dtype
+
+
+@given(
+    class_map=st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(
+        lambda shape: arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 1, 1, 7, IGNORE]))
+    )
+)
+def test_run_lengths_are_cocos_own(class_map):
+    annotations = json.loads(masks.encode_mask(np.repeat(class_map, 40, axis=0), "rle"))  # runs beyond one character
+    assert {annotation["category_id"] for annotation in annotations} == set(class_map.ravel().tolist()) - {IGNORE}
+    for annotation in annotations:
+        inside = np.repeat(class_map == annotation["category_id"], 40, axis=0)
+        theirs = coco.encode(np.asfortranarray(inside, dtype=np.uint8))
+        assert annotation["segmentation"]["counts"] == theirs["counts"].decode()
+        assert annotation["segmentation"]["size"] == theirs["size"]
 
 
 def test_a_mask_of_another_size_is_refused():
     with pytest.raises(ValueError, match="12 bytes is no 3 x 5 of uint8"):
         masks.decode_mask(bytes(12), 3, 5)
+    for mask_format in ("png", "rle"):
+        with pytest.raises(ValueError, match="is no 3 x 5"):
+            masks.decode_mask(masks.encode_mask(np.zeros((3, 4), np.uint8), mask_format), 3, 5, "uint8", mask_format)
 
 
 def test_a_png_keeps_the_class_ids_and_shows_the_colours():

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.readers import PredictionsDataset, predictions_dataset, predictions_frame
     from pipeline.sink import read_predictions
 
-__all__ = ["read_predictions"]
+__all__ = ["PredictionsDataset", "predictions_dataset", "predictions_frame", "read_predictions"]
 __version__ = "0.1.0"
 
 
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from pipeline.sink import read_predictions
 
         return read_predictions
+    if name in __all__:
+        from pipeline import readers
+
+        return getattr(readers, name)
     raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

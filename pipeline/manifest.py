@@ -92,14 +92,9 @@ class Manifest:
     def table(self, columns: list[str] | None = None, split: str | None = None) -> pa.Table:
         """The rows (of one split) as one Arrow table: for labelled collections, not for whole buckets."""
         wanted = None if columns is None else list(dict.fromkeys([*columns, "split"]))
-        parts = [table for _, table in self._read_parts(wanted, split)]
+        parts = list(self.read_parts(wanted, split))
         table = pa.concat_tables(parts) if parts else self.arrow_schema.empty_table()
         return table if columns is None else table.select(columns)
-
-    def ids(self, split: str | None = None) -> np.ndarray:
-        """The `region_id`s (of one split), int64, ascending: 8 bytes a region."""
-        parts = [table["region_id"].to_numpy() for _, table in self._read_parts(["region_id", "split"], split)]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def require_split(self, split: str | None) -> None:
         """Raises InputError where no row is of this split."""
@@ -107,17 +102,28 @@ class Manifest:
             known = ", ".join(f"{name or '(none)'}: {rows}" for name, rows in sorted(self.splits.items()))
             raise InputError(f"no picture is of split {split!r}", where=self.source, found=known or "nothing")
 
-    def _read_parts(self, columns: list[str] | None, split: str | None) -> Iterator[tuple[str, pa.Table]]:
+    def read_parts(self, columns: list[str] | None, split: str | None = None) -> Iterator[pa.Table]:
+        """The rows (of one split) part by part, in the order of their ids."""
         for uri in self.part_uris():
             fs, path = storage.arrow_filesystem(uri)
             table = pq.read_table(path, filesystem=fs, columns=columns)
-            yield uri, table if split is None else table.filter(pc.equal(table["split"], split))
+            yield table if split is None else table.filter(pc.equal(table["split"], split))
 
 
 def region_key(path: str, window: tuple[int, int, int, int] | None = None, frame: int | None = None) -> str:
     """A region's identity: 32 hex digits of a 128-bit hash of path (relative to the root), window and frame."""
     text = f"{path}\0{window or ''}\0{'' if frame is None else frame}"
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def key_words(keys: pa.ChunkedArray) -> np.ndarray:
+    """A column of region keys as uint64[n, 2]: their first and last 64 bits, which sort as the keys do."""
+    words = [np.zeros((0, 2), np.uint64)]
+    for chunk in keys.chunks:
+        digits = chunk.cast(pa.binary()).cast(pa.binary(32))
+        text = bytes(digits.buffers()[1])[32 * digits.offset : 32 * (digits.offset + len(digits))]
+        words.append(np.frombuffer(bytes.fromhex(text.decode()), ">u8").astype(np.uint64).reshape(-1, 2))
+    return np.concatenate(words)
 
 
 def open_manifest(uri: str) -> Manifest | None:

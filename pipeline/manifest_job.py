@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 from pipeline import storage
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, open_manifest
 from pipeline.manifest_writer import build_manifest
+from pipeline.portion import Portion
+from pipeline.progress import say
 from pipeline.run import Run, open_run
 
 
@@ -47,11 +48,13 @@ def make_manifest(config: ManifestConfig) -> str:
         return f"{manifest.told()} in {run.output}"
 
 
-def manifest_of(run: Run, source: str, *, split: str | None = None, labels: str | None = None) -> Manifest:
+def manifest_of(run: Run, source: str, *, portion: Portion | None = None, labels: str | None = None) -> Manifest:
     """The manifest a run works off: the one that `source` is, or the one of the collection, kept under OUTPUT/manifest.
 
-    A resumed run reads that and never lists again. Raises InputError where the run was made from other content.
+    A resumed run reads that and never lists again. A larger `portion` than the run's reopens a complete one. Raises
+    InputError where the run was made from other content, or from a part that is not within `portion`.
     """
+    portion = portion or Portion()
     given = open_manifest(source)
     before = run.record.get("source")
     if given is None and before not in (None, storage.absolute(source)):
@@ -62,11 +65,21 @@ def manifest_of(run: Run, source: str, *, split: str | None = None, labels: str 
             expected=source,
             todo="give another --output, the same source as before, or --overwrite",
         )
+    grown = False
+    if "manifest" in run.record:
+        done = Portion.from_json(run.record.get("portion", {"split": run.record["manifest"].get("split")}))
+        portion.require_to_hold(done, run.output)
+        grown = portion != done
+        if grown:
+            say(f"the output folder holds {done}; now doing {portion}")
     manifest = given or open_manifest(run.at("manifest"))
     if manifest is None:
         manifest = build_manifest(source, run.at("manifest"), labels=labels)
-        print(f"{manifest.told()}: {source}", file=sys.stderr, flush=True)
-    manifest.require_split(split)
-    run.set_manifest({"content": manifest.fingerprint, "split": split})
-    run.remember(source=storage.absolute(source))
+        say(f"{manifest.told()}: {source}")
+    run.set_manifest(
+        {"content": manifest.fingerprint, "split": portion.split},
+        reopen=grown,
+        source=storage.absolute(source),
+        portion=portion.to_json(),
+    )
     return manifest

@@ -30,12 +30,15 @@ REPLACED = "_replaced"  # what --overwrite replaces, until it is certain that th
 class Run:
     """One run of one job in its output folder. Made by `open_run`."""
 
-    def __init__(self, output: str, job: str, record: dict[str, Any], lease: Lease, fresh: bool) -> None:
+    def __init__(
+        self, output: str, job: str, record: dict[str, Any], lease: Lease, fresh: bool, config: Any = None
+    ) -> None:
         self.output = output
         self.job = job
         self.fresh = fresh  # nothing of this run was here before
         self.lease = lease
         self._record = record
+        self._config = config
 
     @property
     def record(self) -> dict[str, Any]:
@@ -52,12 +55,15 @@ class Run:
             self._record.update(values)
             storage.write_json(self.at(RUN), self._record)
 
-    def set_manifest(self, parts: dict[str, Any]) -> None:
-        """Fix what went in. Raises InputError where the folder's run was made from other content."""
+    def set_manifest(self, parts: dict[str, Any], *, reopen: bool = False, **beside: Any) -> None:
+        """Fix what went in, with values `beside` it in the same put; `reopen` where a complete run gets more to do.
+        Raises InputError where the folder's run was made from other content."""
         before = self._record.get("manifest")
         if before is not None:
             _refuse_other(self.output, "manifest", before, parts)
-        self.remember(manifest=parts, manifest_fingerprint=fingerprint(parts))
+        if reopen:
+            self.reopen()
+        self.remember(manifest=parts, manifest_fingerprint=fingerprint(parts), **beside)
 
     def success(self, summary: dict[str, Any]) -> None:
         """Mark the run complete; the very last write."""
@@ -67,6 +73,7 @@ class Run:
     def reopen(self) -> None:
         """Take the mark of completeness back, before anything else is changed."""
         storage.remove(self.at(SUCCESS))
+        storage.write_bytes(self.at(CONFIG), _yaml(self._config))
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -116,7 +123,7 @@ def open_run(
         if fresh or not storage.exists(storage.join(output, SUCCESS)):
             storage.write_bytes(storage.join(output, CONFIG), _yaml(config))
         assert record is not None
-        yield Run(output, job, record, lease, fresh)
+        yield Run(output, job, record, lease, fresh, config)
     except InputError:
         if fresh:
             _clear(output, keep=(LEASE, REPLACED))

@@ -43,12 +43,13 @@ def segment(config: SegmentConfig) -> str:
     with open_run(
         config.output, "segment", result, config, overwrite=config.overwrite, single_writer=config.single_writer
     ) as run:
-        manifest = manifest_of(run, config.source, split=config.split)
+        manifest = manifest_of(run, config.source, portion=config.portion)
         if run.summary is not None and not (config.retry_failed and run.summary["failed"]):
             return f"complete: {_told(run.summary)} in {run.at(PREDICTIONS)}"
+        ids = config.portion.ids(manifest)
         cluster.connect([config.output], shared_filesystem=config.shared_filesystem)
         job = _Job(config, run, manifest, spec.label_set)
-        summary = job.work()
+        summary = job.work(ids)
         summary["wall_s"] = round(time.monotonic() - started_s, 1)
         run.success(summary)
         job.sink.finish()
@@ -96,10 +97,9 @@ class _Job:
         fingerprints = (run.record["result_fingerprint"], run.record["manifest_fingerprint"])
         self.columns = Columns(tuple(manifest.travelling), metadata(self.label_set, *fingerprints))
 
-    def work(self) -> dict[str, Any]:
-        """Do what is pending, then once more what failed in passing, then publish, audit and sum up."""
+    def work(self, ids: np.ndarray) -> dict[str, Any]:
+        """Do what is pending of `ids`, then once more what failed in passing, then publish, audit and sum up."""
         storage.write_json(self.run.at("labels.json"), self.label_set.to_json())
-        ids = self.manifest.ids(self.config.split)
         done = self.sink.committed(self.manifest.num_rows)
         wanted = np.zeros(self.manifest.num_rows, bool)
         wanted[ids] = True

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.errors import InputError
 from pipeline.labels import LabelSet
+from pipeline.portion import Portion
 from pipeline.regions import ReadOptions
 
 RESULT_VERSION = 1  # counts up whenever the code changes what a mask holds
@@ -23,6 +24,8 @@ class SegmentConfig:
         checkpoint: a folder that jobs/train.py left, such as OUTPUT/best
         output: the folder or prefix that receives predictions/, statistics/ and labels.json
         split: only the pictures of this split
+        sample: only this share of them, such as 0.01; drawn by key, so it is the same pictures in every run
+        limit: only the first so many of them
         max_failure_rate: stop when a larger share of the regions fails (looked at after 200 and at the end; 1 = never)
         retry_failed: do the regions again that failed, also of a complete run
         rows_per_file: rows of one Parquet file (default: 128 MiB or 5 minutes of work)
@@ -47,6 +50,8 @@ class SegmentConfig:
     checkpoint: str
     output: str
     split: str | None = None
+    sample: float | None = None
+    limit: int | None = None
     max_failure_rate: float = 0.05
     retry_failed: bool = False
     rows_per_file: int | None = None
@@ -69,10 +74,15 @@ class SegmentConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.max_failure_rate <= 1:
             raise InputError("--max-failure-rate is out of range", found=self.max_failure_rate, expected="0 to 1")
+        _ = self.portion  # raises for what is out of range
         if self.rows_per_file is not None and self.rows_per_file < 1:
             raise InputError("--rows-per-file is out of range", found=self.rows_per_file, expected="1 or more")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError("unknown device", found=self.device, expected="auto, cpu or cuda")
+
+    @property
+    def portion(self) -> Portion:
+        return Portion(self.split, self.sample, self.limit)
 
     @property
     def read_options(self) -> ReadOptions:

@@ -13,6 +13,7 @@ from pipeline import collection, manifest_writer, storage
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest, open_manifest, region_key
 from pipeline.manifest_writer import build_manifest
+from pipeline.portion import Portion
 
 
 def draw(path: Path, mode: str = "RGB") -> None:
@@ -38,7 +39,7 @@ def test_camvid_layout(camvid_subset: Callable[..., Path], tmp_path: Path) -> No
         assert row["label_uri"] == f"{root}/{split}annot/{name.replace('.jpg', '.png')}"
         assert row["region_key"] == region_key(row["path"]) and len(row["region_key"]) == 32
         assert row["size_bytes"] == os.path.getsize(row["uri"])
-    assert made.ids("val").tolist() == [3, 4]
+    assert Portion("val").ids(made).tolist() == [3, 4]
     part = build_manifest(str(root / "val"), str(tmp_path / "val"))
     assert part.labelled == 2 and part.splits == {"val": 2}  # the labels lie beside the root
 
@@ -137,13 +138,64 @@ def test_parts_are_cut_and_a_half_written_manifest_is_none(tmp_path: Path, monke
         ["2.jpg", "3.jpg"],
         ["4.jpg"],
     ]
-    assert made.ids().tolist() == [0, 1, 2, 3, 4]
+    assert Portion().ids(made).tolist() == [0, 1, 2, 3, 4]
     (tmp_path / "m" / "_manifest.json").rename(tmp_path / "kept")
     assert open_manifest(str(tmp_path / "m")) is None
     (tmp_path / "kept").rename(tmp_path / "m" / "_manifest.json")
     (tmp_path / "m" / "part-00001.parquet").unlink()
     with pytest.raises(InputError, match="part is missing"):
         open_manifest(str(tmp_path / "m"))
+
+
+def test_a_sample_is_drawn_by_key_and_a_larger_one_holds_a_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manifest_writer, "ROWS_PER_PART", 90)
+    for i in range(300):
+        (tmp_path / "c").mkdir(exist_ok=True)
+        (tmp_path / "c" / f"{i:03d}.jpg").write_bytes(b"x")
+    few = build_manifest(str(tmp_path / "c"), str(tmp_path / "few"))
+    paths = few.table(["path"])["path"].to_pylist()
+    drawn = {share: set(Portion(sample=share).ids(few).tolist()) for share in (0.1, 0.3, 1.0)}
+    assert drawn[0.1] < drawn[0.3] < drawn[1.0] == set(range(300))
+    assert 15 < len(drawn[0.1]) < 50 and 60 < len(drawn[0.3]) < 120
+    assert all((int(region_key(paths[i])[:8], 16) < 0.3 * 2**32) == (i in drawn[0.3]) for i in range(300))
+    for i in range(100):  # the collection grows, before and between what was there
+        (tmp_path / "c" / f"{i:03d}-b.jpg").write_bytes(b"x")
+    many = build_manifest(str(tmp_path / "c"), str(tmp_path / "many"))
+    again = many.table(["path"])["path"].to_pylist()
+    kept = {again[i] for i in Portion(sample=0.3).ids(many) if "-b" not in again[i]}
+    assert kept == {paths[i] for i in drawn[0.3]}
+    assert Portion(limit=100).ids(many).tolist() == list(range(100))
+    assert Portion(sample=0.3, limit=7).ids(few).tolist() == sorted(drawn[0.3])[:7]
+    with pytest.raises(InputError, match="the sample holds no picture"):
+        Portion(sample=1e-9).ids(few)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "fits"),
+    [
+        (Portion(limit=5), Portion(limit=9), True),
+        (Portion(limit=5), Portion(), True),
+        (Portion(sample=0.1), Portion(sample=0.2), True),
+        (Portion(sample=0.1, limit=5), Portion(sample=0.1), True),
+        (Portion(sample=0.1, limit=5), Portion(sample=0.2), True),
+        (Portion(), Portion(sample=1.0), True),
+        (Portion(), Portion(limit=5), False),
+        (Portion(), Portion(sample=0.5), False),
+        (Portion(limit=9), Portion(limit=5), False),
+        (Portion(limit=5), Portion(sample=0.5), False),
+        (Portion(sample=0.1, limit=5), Portion(sample=0.2, limit=50), False),
+        (Portion("val"), Portion("val", limit=3), False),
+        (Portion("val"), Portion(), False),
+    ],
+)
+def test_an_output_may_grow_but_not_shrink(before: Portion, now: Portion, fits: bool) -> None:
+    if fits:
+        now.require_to_hold(before, "out")
+    else:
+        with pytest.raises(InputError, match=f"found {before}; expected {now}"):
+            now.require_to_hold(before, "out")
 
 
 def test_s3_prefix_with_labels(s3: object, tmp_path: Path) -> None:

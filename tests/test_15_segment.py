@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,25 @@ def test_a_complete_run_is_left_alone_and_another_refused(
     with pytest.raises(InputError, match="source differs"):
         segment(SegmentConfig(str(pictures / "*.png"), checkpoint, str(undisturbed)))
     assert {f.path: f.version for f in storage.walk_files(str(undisturbed))} == before
+
+
+def test_an_output_grows_from_a_part_to_everything(
+    ray_session: None, checkpoint: str, pictures: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "out")
+    config = SegmentConfig(str(pictures), checkpoint, output, num_predictors=1, limit=3)
+    assert segment(config).startswith("3 of 3 regions ok")
+    assert sorted(row["path"] for row in rows_of(output).values()) == ["000.png", "001.png", "002.png"]
+    assert segment(config).startswith("complete: 3 of 3")
+    first = prediction_files(output)
+    kept = {f.path: f.version for f in storage.walk_files(output)}
+    with pytest.raises(InputError, match="found --limit 3; expected --limit 2"):
+        segment(replace(config, limit=2))
+    assert {f.path: f.version for f in storage.walk_files(output)} == kept
+    assert segment(replace(config, limit=None)).startswith("60 of 60 regions ok")
+    assert set(first) <= set(prediction_files(output)), "what was done was done again"
+    assert same_masks(rows_of(output), rows_of(undisturbed))
+    assert "limit: null" in (tmp_path / "out" / "_config.yaml").read_text()
 
 
 def test_a_driver_killed_in_mid_run_is_followed_without_a_trace(
@@ -269,6 +289,9 @@ def test_a_picture_that_kills_or_hangs_the_predictor_costs_its_own_row(
         ({"--checkpoint": "damaged"}, "damaged"),
         ({"--split": "vall"}, "no picture is of split 'vall'"),
         ({"--max-failure-rate": "2"}, "out of range"),
+        ({"--limit": "0"}, "--limit is out of range"),
+        ({"--sample": "10"}, "--sample is out of range"),
+        ({"--sample": "1e-12"}, "the sample holds no picture"),
         ({"--config": "nowhere.yaml"}, "configuration file does not exist"),
         ({"--config": "typo.yaml"}, "did you mean 'rows_per_file'"),
         ({"--rows-per-fil": "3"}, "did you mean '--rows-per-file'"),

@@ -7,15 +7,17 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision import models
 
 from pipeline.models import build_model
-from pipeline.models.backbones import MobileNetV2, widen_first_convolution
+from pipeline.models.backbones import MobileNetV2, ResNet, widen_first_convolution
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
-def test_the_backbone_keeps_its_strides_up_to_the_output_stride(output_stride):
-    backbone = MobileNetV2(output_stride=output_stride).eval()
-    with torch.no_grad():
+@pytest.mark.parametrize("network", [MobileNetV2, ResNet])
+def test_the_backbone_keeps_its_strides_up_to_the_output_stride(network, output_stride):
+    with torch.device("meta"):
+        backbone = network(output_stride=output_stride).eval()
         features = backbone(torch.rand(1, 3, 128, 192))
     strides = [min(stride, output_stride) for stride in (2, 4, 8, 16, 32)]
     assert [f.shape[1:] for f in features] == [
@@ -83,9 +85,31 @@ def test_the_models_take_the_weights_by_option(backbone_weights):
     assert torch.equal(network.encoder.stages[4][-1].conv[0][0].weight, state["features.17.conv.0.0.weight"])
 
 
-def test_backbone_weights_of_a_torchvision_model(tmp_path):
-    from torchvision import models
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_weights_of_a_resnet_reach_the_backbone(tmp_path, name):
+    """The backbone and the file's own classifier give what torchvision's network gives."""
+    torch.manual_seed(3)
+    network = models.get_model(name).eval()
+    torch.save(network.state_dict(), tmp_path / "resnet.pth")
+    backbone = ResNet(name, weights=str(tmp_path / "resnet.pth")).eval()
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(network.fc(backbone(x)[-1].mean(dim=(2, 3))), network(x))
 
+
+@pytest.mark.parametrize("model", ["pspnet", "deeplabv3plus", "multilevel_deeplab"])
+def test_a_network_dilates_and_widens_the_resnet_it_loads(tmp_path, model):
+    torch.manual_seed(3)
+    state = models.resnet50().state_dict()
+    torch.save(state, tmp_path / "resnet.pth")
+    options = {"backbone": "resnet50", "backbone_weights": str(tmp_path / "resnet.pth")}
+    network = build_model(model, num_classes=4, in_channels=5, **options)
+    found = network.encoder.state_dict()
+    assert torch.equal(found["stages.0.0.weight"][:, :3], state["conv1.weight"])
+    assert torch.equal(found["stages.4.2.conv3.weight"], state["layer4.2.conv3.weight"])
+
+
+def test_backbone_weights_of_a_torchvision_model(tmp_path):
     torch.manual_seed(3)
     state = models.mobilenet_v3_large().state_dict()
     torch.save(state, tmp_path / "v3.pth")

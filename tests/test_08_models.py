@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.errors import InputError
 from pipeline.losses import cross_entropy_dice, with_auxiliary
 from pipeline.models import MODELS, build_model
+from pipeline.models.espnetv2 import EESP
 from pipeline.models.fold import fold_batch_norm
 
 TESTED: dict[str, type[Network]] = {}  # name in the table -> the class below
@@ -31,6 +32,7 @@ MIB = 2**20 / 4  # float32 parameters
 
 SIZES = [  # systems.md, section by section
     Size("lightweight", {}, 23.2 * MIB, 0.02),
+    Size("pspnet", {}, 178 * MIB, 0.03),
 ]
 
 
@@ -43,6 +45,7 @@ class Network:
     name: str
     options: dict[str, Any] = {}
     overfit_steps = 60
+    norms_left = 0  # batch norms that follow no single convolution, so folding leaves them
 
     def __init_subclass__(cls) -> None:
         TESTED[cls.name] = cls
@@ -102,8 +105,8 @@ class Network:
             folded = fold_batch_norm(network, torch.rand(1, 3, 64, 64))
             x = torch.rand(1, 3, 65, 97)
             torch.testing.assert_close(folded(x), network(x), rtol=1e-3, atol=1e-3)
-        assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
-        assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+        before, left = (sum(isinstance(m, nn.BatchNorm2d) for m in n.modules()) for n in (network, folded))
+        assert before > left == self.norms_left
 
     def test_it_can_be_exported(self):
         network = self.build(2).eval()
@@ -128,6 +131,24 @@ class Network:
             if smallest_px > 1:
                 with pytest.raises(InputError, match=f"too small.*expected {smallest_px} px or more a side"):
                     network(torch.rand(1, 3, smallest_px, smallest_px - 1))
+
+
+class AuxiliaryHeads:
+    """The cases of a network that has `aux_heads` further heads with `aux_head=True`."""
+
+    aux_heads: int
+
+    def test_auxiliary_heads_speak_in_training_only(self):
+        network = self.build(3, aux_head=True)
+        x = torch.rand(2, 3, 65, 97)
+        every = network.train()(x)
+        assert [one.shape for one in every] == [(2, 3, 65, 97)] * (1 + self.aux_heads)
+        for i in range(1, len(every)):
+            assert not torch.equal(every[0], every[i])
+        sum(one.square().mean() for one in every).backward()
+        assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+        with torch.no_grad():
+            assert network.eval()(x).shape == (2, 3, 65, 97)
 
 
 class TestLightweight(Network):
@@ -191,6 +212,100 @@ class TestMultilevelDeepLab(Network):
             assert network(torch.rand(1, 3, 97, 131)).shape == (1, 21, 97, 131)
 
 
+class TestDeepLabV3Plus(Network):
+    name = "deeplabv3plus"
+    options = {"backbone": "mobilenet_v2"}
+
+    @pytest.mark.parametrize("rates", [(6, 12, 18), (6, 8, 12)])
+    def test_the_atrous_convolutions_are_depthwise_separable(self, rates):
+        convolutions = behind_the_encoder(self.build(rates=rates))
+        depthwise = [i for i, one in enumerate(convolutions) if one.kernel == 3 and one.levels == ("C5",)]
+        assert [convolutions[i].dilation for i in depthwise] == list(rates)
+        assert {(convolutions[i].groups, convolutions[i].channels) for i in depthwise} == {(320, 320)}
+        pointwise = [convolutions[i + 1] for i in depthwise]
+        assert {(one.kernel, one.groups, one.channels, one.levels) for one in pointwise} == {(1, 1, 256, ("C5",))}
+
+    def test_the_decoder_adds_48_channels_at_stride_4(self):
+        convolutions = behind_the_encoder(self.build())
+        (low_level,) = [one for one in convolutions if one.levels == ("C2",)]
+        assert (low_level.kernel, low_level.channels, low_level.size) == (1, 48, (32, 48))
+        after = [one for one in convolutions if one.levels == ("C2", "C5")]
+        assert after[0].groups == 256 + 48
+        assert {one.size for one in after} == {(32, 48)}
+
+
+class TestPSPNet(AuxiliaryHeads, Network):
+    name = "pspnet"
+    options = {"backbone": "mobilenet_v2"}
+    aux_heads = 1
+
+    @pytest.mark.parametrize("bins", [(1, 2, 3, 6), (1, 4)])
+    def test_the_pyramid_has_its_bins(self, bins):
+        *pyramid, head, last = behind_the_encoder(self.build(bins=bins))
+        assert [one.size for one in pyramid] == [(side, side) for side in bins]
+        assert {(one.levels, one.kernel, one.channels) for one in pyramid} == {(("C5",), 1, 320 // len(bins))}
+        assert (head.size, last.size) == ((16, 24), (16, 24))  # output stride 8
+
+    @pytest.mark.slow
+    def test_the_whole_network_gives_logits(self):
+        network = build_model("pspnet", num_classes=21).eval()
+        with torch.no_grad():
+            assert network(torch.rand(1, 3, 97, 131)).shape == (1, 21, 97, 131)
+
+
+class TestBiSeNet(AuxiliaryHeads, Network):
+    name = "bisenet"
+    aux_heads = 2
+
+    def test_the_spatial_path_stands_beside_the_encoder(self):
+        spatial = [one for one in behind_the_encoder(self.build()) if not one.levels]
+        assert [one.size for one in spatial] == [(64, 96), (32, 48), (16, 24), (16, 24)]
+        assert [one.channels for one in spatial] == [64, 64, 64, 128]
+
+    def test_attention_refines_the_last_two_stages(self):
+        pooled = [one for one in behind_the_encoder(self.build()) if one.size == (1, 1)]
+        assert sorted((one.levels, one.channels) for one in pooled) == [
+            (("C4",), 128),  # refinement at stride 16
+            (("C4", "C5"), 64),  # the fusion's two
+            (("C4", "C5"), 256),
+            (("C5",), 128),  # refinement at stride 32, and the global average
+            (("C5",), 128),
+        ]
+
+
+class TestESPNetV2(AuxiliaryHeads, Network):
+    name = "espnetv2"
+    options = {"width": 0.5, "dropout": 0.0}
+    aux_heads = 1
+    norms_left = 3 + 3 + 7 + 1  # one a unit, on the hierarchical sum
+
+    def test_every_3x3_is_depthwise_but_the_stem_and_the_pictures(self):
+        network = self.build(in_channels=5)
+        wide = [m for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+        dense = [(m.in_channels, m.out_channels) for m in wide if m.groups != m.in_channels]
+        assert dense == [(5, 16), *[(5, 5)] * 3]
+        dilations = [m.dilation[0] for m in wide if m.groups == m.in_channels]
+        units_8, units_16 = [1, 2, 3, 4], [1, 1, 2, 3]
+        assert dilations == [*units_8 * 2, *units_8 * 3, *units_8, *units_16 * 7, *units_16, *[1] * 4]
+
+    def test_each_branch_is_added_to_the_next(self):
+        unit = EESP(16, 32, rates=(1, 2, 3, 4)).eval()
+        made, merged = [], []
+        for branch in unit.branches:
+            branch.register_forward_hook(lambda module, inputs, output: made.append(output))
+        unit.activate.register_forward_pre_hook(lambda module, inputs: merged.append(inputs[0]))
+        with torch.no_grad():
+            unit(torch.rand(1, 16, 20, 20))
+        torch.testing.assert_close(merged[0], torch.stack(made).cumsum(0).transpose(0, 1).flatten(1, 2))
+
+    def test_it_takes_weights_of_its_encoder(self, tmp_path):
+        state = self.build().encoder.state_dict()
+        torch.save(state, tmp_path / "encoder.pth")
+        torch.manual_seed(5)
+        network = build_model(self.name, num_classes=2, **self.options, backbone_weights=str(tmp_path / "encoder.pth"))
+        assert all(torch.equal(value, state[key]) for key, value in network.encoder.state_dict().items())
+
+
 class TestTorchvision(Network):
     name = "torchvision:lraspp_mobilenet_v3_large"
 
@@ -204,6 +319,7 @@ class Convolution:
     dilation: int
     size: tuple[int, int]
     groups: int
+    channels: int  # out
 
 
 def behind_the_encoder(network: nn.Module) -> list[Convolution]:
@@ -226,7 +342,8 @@ def behind_the_encoder(network: nn.Module) -> list[Convolution]:
         gradients = torch.autograd.grad(output.sum(), levels, retain_graph=True, allow_unused=True)
         reached = tuple(f"C{i}" for i, g in enumerate(gradients, start=1) if g is not None and g.any())
         size = (output.shape[-2], output.shape[-1])
-        found.append(Convolution(reached, module.kernel_size[0], module.dilation[0], size, module.groups))
+        kernel, dilation = module.kernel_size[0], module.dilation[0]
+        found.append(Convolution(reached, kernel, dilation, size, module.groups, module.out_channels))
     return found
 
 
@@ -261,6 +378,11 @@ def test_every_network_of_the_table_is_tested():
         ({"model": "multilevel_deeplab", "global_pooling": "deeper"}, "no global_pooling 'deeper'.*mean 'deep'"),
         ({"model": "multilevel_deeplab", "fusion": "sum"}, "no fusion 'sum'; expected add, concat, gated"),
         ({"model": "multilevel_deeplab", "backbone": "resnet11"}, "no backbone 'resnet11'.*did you mean 'resnet1"),
+        ({"model": "deeplabv3plus", "rates": (0, 6)}, "rates out of range.*expected one or more integers from 1 up"),
+        ({"model": "pspnet", "bins": ()}, "bins out of range"),
+        ({"model": "bisenet", "backbone": "resnet19"}, "no backbone 'resnet19'.*did you mean 'resnet1"),
+        ({"model": "espnetv2", "width": 0.75}, "width out of range; found 0.75; expected 0.5, 1.0, 1.25, 1.5, 2.0"),
+        ({"model": "espnetv2", "backbone_weights": "imagenet"}, "torchvision has no ImageNet weights of ESPNetv2"),
         ({"model": "lightweight", "dropout": 1.0}, "dropout out of range"),
         ({"model": "lightweight", "num_classes": 0}, "at least one class"),
         ({"model": "lightweight", "backbone_weights": "nowhere.pth"}, "weights file does not exist: nowhere.pth"),

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 MODELS = {
     "lightweight": "pipeline.models.lightweight:Lightweight",
     "multilevel_deeplab": "pipeline.models.multilevel_deeplab:MultilevelDeepLab",
+    "deeplabv3plus": "pipeline.models.deeplabv3plus:DeepLabV3Plus",
+    "pspnet": "pipeline.models.pspnet:PSPNet",
+    "bisenet": "pipeline.models.bisenet:BiSeNet",
+    "espnetv2": "pipeline.models.espnetv2:ESPNetV2",
 }
 
 PROVIDERS = {  # "provider:name" -> a class whose first argument is the name

@@ -1,4 +1,4 @@
-"""The blocks that several networks share: convolution + batch norm + ReLU, image pooling, atrous spatial pyramid.
+"""The blocks that several networks share: convolution + batch norm + ReLU, image pooling, atrous spatial pyramid, head.
 
 Shapes are N x C x H x W; "stride s" means H/s x W/s of the network's input.
 """
@@ -49,6 +49,12 @@ def check_rates(rates: Sequence[int], count: int | None = None) -> None:
         raise InputError("rates out of range", found=list(rates), expected=f"{number} integers from 1 up")
 
 
+def check_dropout(dropout: float) -> None:
+    """Raises InputError unless `dropout` is a share below 1."""
+    if not 0 <= dropout < 1:
+        raise InputError("dropout out of range", found=dropout, expected="0 <= dropout < 1")
+
+
 class ConvBNReLU(nn.Sequential):
     """k x k convolution without bias, batch norm, ReLU; keeps the size at stride 1."""
 
@@ -76,6 +82,19 @@ class ConvBNReLU(nn.Sequential):
         super().__init__(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
+class SeparableConv(nn.Sequential):
+    """3x3 on each channel alone, then 1x1 across them, each with batch norm and ReLU; keeps the size.
+
+    Chen et al. 2018, "Encoder-Decoder with Atrous Separable Convolution", section 3.1.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1) -> None:
+        super().__init__(
+            ConvBNReLU(in_channels, in_channels, 3, dilation=dilation, groups=in_channels),
+            ConvBNReLU(in_channels, out_channels, 1),
+        )
+
+
 class ImagePooling(nn.Module):
     """Global average pooling and a 1x1 convolution: N x C x H x W -> N x out x 1 x 1.
 
@@ -95,14 +114,22 @@ class ASPP(nn.Module):
     """Atrous spatial pyramid pooling (Chen et al. 2017, "Rethinking Atrous Convolution", section 3.3).
 
     1x1, one 3x3 per rate and image pooling side by side, concatenated, projected: N x C x H x W -> N x out x H x W.
+    `separable` makes the 3x3 depthwise separable.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int = 256, rates: Sequence[int] = (6, 12, 18), dropout: float = 0.1
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        rates: Sequence[int] = (6, 12, 18),
+        dropout: float = 0.1,
+        *,
+        separable: bool = False,
     ) -> None:
         super().__init__()
+        atrous = SeparableConv if separable else ConvBNReLU
         self.branches = nn.ModuleList([ConvBNReLU(in_channels, out_channels, 1)])
-        self.branches.extend(ConvBNReLU(in_channels, out_channels, 3, dilation=rate) for rate in rates)
+        self.branches.extend(atrous(in_channels, out_channels, dilation=rate) for rate in rates)
         self.pooling = ImagePooling(in_channels, out_channels)
         self.project = ConvBNReLU((len(self.branches) + 1) * out_channels, out_channels, 1)
         self.dropout = nn.Dropout(dropout)
@@ -110,3 +137,14 @@ class ASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         context = functional.relu(self.pooling(x)).expand(-1, -1, *x.shape[-2:])
         return self.dropout(self.project(torch.cat([*(branch(x) for branch in self.branches), context], dim=1)))
+
+
+class FCNHead(nn.Sequential):
+    """3x3, dropout and a 1x1 to the classes: N x C x H x W -> logits N x K x H x W."""
+
+    def __init__(self, in_channels: int, hidden_channels: int, num_classes: int, dropout: float = 0.1) -> None:
+        super().__init__(
+            ConvBNReLU(in_channels, hidden_channels),
+            nn.Dropout(dropout),
+            nn.Conv2d(hidden_channels, num_classes, kernel_size=1),
+        )

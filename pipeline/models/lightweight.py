@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import InputError
 from pipeline.models.backbones import MobileNetV2
-from pipeline.models.blocks import ASPP, ConvBNReLU, ImagePooling, check_rates, resize, zoom
+from pipeline.models.blocks import ASPP, ConvBNReLU, ImagePooling, check_dropout, check_rates, resize, zoom
 
 
 class Lightweight(nn.Module):
@@ -60,8 +60,7 @@ class Lightweight(nn.Module):
     ) -> None:
         super().__init__()
         check_rates(rates)
-        if not 0 <= dropout < 1:
-            raise InputError("dropout out of range", found=dropout, expected="0 <= dropout < 1")
+        check_dropout(dropout)
         if not 0.25 <= input_zoom <= 4:
             raise InputError("input_zoom out of range", found=input_zoom, expected="0.25 to 4")
         self.input_zoom = float(input_zoom)

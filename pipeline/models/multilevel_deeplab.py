@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from pipeline.errors import InputError, nearest
 from pipeline.models.backbones import build_backbone
-from pipeline.models.blocks import ConvBNReLU, ImagePooling, check_rates, resize
+from pipeline.models.blocks import ConvBNReLU, ImagePooling, check_dropout, check_rates, resize
 
 POOLED_LEVELS = {"none": (), "deep": (3,), "every_level": (0, 1, 2, 3)}  # of [C2, C3, C4, C5]
 
@@ -65,8 +65,7 @@ class MultilevelDeepLab(nn.Module):
         check_rates(rates, count=3)
         if channels < 1:
             raise InputError("channels out of range", found=channels, expected="1 or more")
-        if not 0 <= dropout < 1:
-            raise InputError("dropout out of range", found=dropout, expected="0 <= dropout < 1")
+        check_dropout(dropout)
         for what, found, known in (("global_pooling", global_pooling, POOLED_LEVELS), ("fusion", fusion, FUSIONS)):
             if found not in known:
                 raise InputError(

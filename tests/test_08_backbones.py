@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
+from pipeline.errors import InputError
 from pipeline.models import build_model
 from pipeline.models.backbones import MobileNetV2, ResNet, widen_first_convolution
 
@@ -95,6 +96,61 @@ def test_weights_of_a_resnet_reach_the_backbone(tmp_path, name):
     x = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         torch.testing.assert_close(network.fc(backbone(x)[-1].mean(dim=(2, 3))), network(x))
+
+
+@pytest.fixture(scope="module")
+def vgg16_states():
+    """State dicts of torchvision's VGG16 without and with batch norm; fc6 is one number, so the files stay small."""
+    states = {}
+    for name in ("vgg16", "vgg16_bn"):
+        with torch.device("meta"):
+            shapes = {key: value.shape for key, value in models.get_model(name).state_dict().items()}
+        generator = torch.Generator().manual_seed(4)
+        states[name] = {
+            key: torch.full((1,), 0.01).expand(shape)
+            if key.startswith("classifier")
+            else torch.rand(shape, generator=generator) / 10
+            for key, shape in shapes.items()
+        }
+        states[name]["classifier.0.bias"] = torch.rand(4096, generator=generator)
+    return states
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg16_bn"])
+def test_vgg16_fills_an_fcn_with_its_head(tmp_path, vgg16_states, name):
+    state = vgg16_states[name]
+    torch.save(state, tmp_path / "vgg.pth")
+    network = build_model("fcn8s", num_classes=2, in_channels=4, backbone_weights=str(tmp_path / "vgg.pth"))
+    convolutions = [m for m in network.encoder.stages.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in network.encoder.stages.modules() if isinstance(m, nn.BatchNorm2d)]
+    kernels = [key for key, value in state.items() if key.endswith("weight") and value.ndim == 4]
+    assert torch.equal(convolutions[0].weight[:, :3], state[kernels[0]])
+    for convolution, kernel in zip(convolutions[1:], kernels[1:], strict=True):
+        assert torch.equal(convolution.weight, state[kernel])
+    assert torch.equal(network.encoder.fully_connected[0].bias, state["classifier.0.bias"])
+    assert torch.equal(network.encoder.fully_connected[3].weight, torch.full((4096, 4096, 1, 1), 0.01))
+    if name == "vgg16_bn":
+        assert torch.equal(norms[-1].running_mean, state["features.41.running_mean"])
+    else:  # the norms are the identity: what the plain network gave
+        x = torch.rand(1, 4, 32, 32) / 100
+        plain = build_model(
+            "fpn_fcn", num_classes=2, in_channels=4, backbone="vgg16", batch_norm=False,
+            backbone_weights=str(tmp_path / "vgg.pth"),
+        )  # fmt: skip
+        with torch.no_grad():
+            found, expected = network.eval().encoder(x)[4], plain.eval().encoder(x)[4]
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_weights_that_do_not_fit_a_vgg_are_named(tmp_path, vgg16_states):
+    path = str(tmp_path / "vgg.pth")
+    torch.save(vgg16_states["vgg16_bn"], path)
+    with pytest.raises(InputError, match="with batch norm for a network without it.*vgg.pth.*option batch_norm"):
+        build_model("attention_fcn", num_classes=2, batch_norm=False, backbone_weights=path)
+    with pytest.raises(InputError, match="weights of VGG fit width 1 only; found width 0.25"):
+        build_model("attention_fcn", num_classes=2, width="slim", backbone_weights=path)
+    with pytest.raises(InputError, match="weights of another network"):
+        build_model("fpn_fcn", num_classes=2, backbone_weights=path)  # VGG19
 
 
 @pytest.mark.parametrize("model", ["pspnet", "deeplabv3plus", "multilevel_deeplab"])

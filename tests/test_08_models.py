@@ -33,6 +33,8 @@ MIB = 2**20 / 4  # float32 parameters
 SIZES = [  # systems.md, section by section
     Size("lightweight", {}, 23.2 * MIB, 0.02),
     Size("pspnet", {}, 178 * MIB, 0.03),
+    Size("fcn8s", {"slim_head": True}, 91.3 * MIB, 0.03),
+    Size("attention_fcn", {"width": "slim"}, 1.63e6, 0.03),
 ]
 
 
@@ -46,9 +48,11 @@ class Network:
     options: dict[str, Any] = {}
     overfit_steps = 60
     norms_left = 0  # batch norms that follow no single convolution, so folding leaves them
+    overfit_zoom = 1  # enlarges the batch's shapes, where the scores' grid is too coarse for them
 
     def __init_subclass__(cls) -> None:
-        TESTED[cls.name] = cls
+        if hasattr(cls, "name"):  # not what a family shares
+            TESTED[cls.name] = cls
 
     def build(self, num_classes: int = 21, in_channels: int = 3, **options: Any) -> nn.Module:
         torch.manual_seed(0)
@@ -75,8 +79,10 @@ class Network:
         target = torch.zeros(2, 64, 96, dtype=torch.long)
         target[0, 16:40, 24:72] = 1
         target[1, :, 60:] = 2
+        target = target.repeat_interleave(self.overfit_zoom, 1).repeat_interleave(self.overfit_zoom, 2)
         torch.manual_seed(1)
-        x = torch.eye(3)[target].permute(0, 3, 1, 2) + 0.1 * torch.randn(2, 3, 64, 96)
+        x = torch.eye(3)[target].permute(0, 3, 1, 2)
+        x = x + 0.1 * torch.randn(x.shape)
         optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
         for _ in range(self.overfit_steps):
             logits = network(x)
@@ -306,6 +312,100 @@ class TestESPNetV2(AuxiliaryHeads, Network):
         assert all(torch.equal(value, state[key]) for key, value in network.encoder.state_dict().items())
 
 
+class FCN(Network):
+    """fcn32s, fcn16s and fcn8s: what they share; `reads` are the pooled maps whose scores are added."""
+
+    options = {"width": 0.125, "dropout": 0.1}
+    reads: tuple[str, ...]
+
+    def test_the_scores_of_its_levels_are_added(self):
+        scores = [one for one in behind_the_encoder(self.build()) if one.kernel == 1]
+        assert [one.levels[0] for one in scores] == ["C6", *self.reads]
+        assert [one.size[0] for one in scores] == [4, 8, 16][: len(scores)]
+
+    def test_fc6_and_fc7_are_convolutions(self):
+        with torch.device("meta"):
+            network = build_model(self.name, num_classes=21)
+        convolutions = [m for m in network.encoder.fully_connected if isinstance(m, nn.Conv2d)]
+        assert [(m.kernel_size, m.out_channels) for m in convolutions] == [((7, 7), 4096), ((1, 1), 4096)]
+
+    def test_upsampling_begins_as_bilinear(self):
+        for module in self.build().modules():
+            if isinstance(module, nn.ConvTranspose2d):
+                ramp = torch.arange(8.0).expand(1, module.in_channels, 8, 8)
+                doubled = module(ramp)[0, :, 2:-2, 2:-2]
+                torch.testing.assert_close(doubled, (torch.arange(16.0) / 2 - 0.25)[2:-2].expand_as(doubled))
+
+
+class TestFCN32s(FCN):
+    name = "fcn32s"
+    reads = ()
+    overfit_zoom = 2
+
+
+class TestFCN16s(FCN):
+    name = "fcn16s"
+    reads = ("C4",)
+
+
+class TestFCN8s(FCN):
+    name = "fcn8s"
+    reads = ("C4", "C3")
+
+
+class TestFPNFCN(Network):
+    name = "fpn_fcn"
+    options = {"width": 0.125}
+
+    @pytest.mark.parametrize(("backbone", "convolutions"), [("vgg19", [2, 2, 4, 4, 4]), ("vgg16", [2, 2, 3, 3, 3])])
+    def test_its_stages_have_as_many_convolutions(self, backbone, convolutions):
+        stages = self.build(backbone=backbone).encoder.stages
+        assert [sum(isinstance(m, nn.Conv2d) for m in stage) for stage in stages] == convolutions
+
+    def test_the_pyramid_stands_ahead_of_the_scores(self):
+        levels = ["C1", "C2", "C3", "C4", "C5"]  # pool1 .. pool5
+        calls = behind_the_encoder(self.build())
+        smoothing = [(one.levels, one.size) for one in calls if one.kernel == 3]
+        assert smoothing == [(tuple(levels[i:]), (64 >> i, 96 >> i)) for i in (3, 2, 1, 0)]
+        scores = calls[-5:]  # K channels each, read off the pyramid
+        assert [(one.levels, one.size) for one in scores] == [
+            (tuple(levels[i:]), (64 >> i, 96 >> i)) for i in (4, 3, 2, 1, 0)
+        ]
+
+
+class TestAttentionFCN(Network):
+    name = "attention_fcn"
+    options = {"width": "slim"}
+
+    def test_nothing_is_pooled_between_the_stages(self):
+        network = self.build().eval()
+        program = torch.export.export(network, (torch.rand(1, 3, 64, 96),))
+        called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+        assert not [name for name in called if "pool" in name or "interpolate" in name or "upsample" in name]
+        assert [down[0].stride for down in network.downs] == [(2, 2)] * 5
+        means = [node for node in program.graph.nodes if str(node.target) == "aten.mean.dim"]
+        assert len(means) == 1 + 5  # the image-level branch, and the attention of each decoder level
+
+    def test_attention_reduces_sixteenfold(self):
+        units = [m for m in self.build(width=1.0).modules() if isinstance(m, nn.Linear)]
+        shapes = [(m.in_features, m.out_features) for m in units]
+        assert shapes == [(128, 8), (8, 128)] * 2 + [(64, 4), (4, 64)] * 3
+        slim = [m for m in self.build().modules() if isinstance(m, nn.Linear)]
+        assert [m.out_features for m in slim] == [2, 32] * 2 + [1, 16] * 3
+
+    def test_skips_cost_little(self):
+        with_skips = count_parameters(self.name, width="slim")
+        without = count_parameters(self.name, width="slim", skips=False)
+        assert 0 < with_skips / without - 1 <= 0.032
+
+    @pytest.mark.parametrize("option", ["attention", "skips"])
+    def test_its_ablations_run(self, option):
+        plain = self.build(**{option: False})
+        with torch.no_grad():
+            assert plain.eval()(torch.rand(1, 3, 65, 97)).shape == (1, 21, 65, 97)
+        assert sum(p.numel() for p in plain.parameters()) < sum(p.numel() for p in self.build().parameters())
+
+
 class TestTorchvision(Network):
     name = "torchvision:lraspp_mobilenet_v3_large"
 
@@ -384,6 +484,11 @@ def test_every_network_of_the_table_is_tested():
         ({"model": "espnetv2", "width": 0.75}, "width out of range; found 0.75; expected 0.5, 1.0, 1.25, 1.5, 2.0"),
         ({"model": "espnetv2", "backbone_weights": "imagenet"}, "torchvision has no ImageNet weights of ESPNetv2"),
         ({"model": "lightweight", "dropout": 1.0}, "dropout out of range"),
+        ({"model": "fcn8s", "width": 0}, "width out of range; found 0; expected above 0, at most 4"),
+        ({"model": "fcn8s", "dropout": 1}, "dropout out of range"),
+        ({"model": "fpn_fcn", "backbone": "vgg11"}, "no backbone 'vgg11' for fpn_fcn; expected vgg19, vgg16"),
+        ({"model": "attention_fcn", "width": "slimmer"}, 'width out of range; found slimmer.*or "slim"'),
+        ({"model": "attention_fcn", "reduction": 0}, "reduction out of range"),
         ({"model": "lightweight", "num_classes": 0}, "at least one class"),
         ({"model": "lightweight", "backbone_weights": "nowhere.pth"}, "weights file does not exist: nowhere.pth"),
     ],

@@ -21,6 +21,21 @@ def resize(x: Tensor, like: Tensor) -> Tensor:
     return functional.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
+def crop(x: Tensor, like: Tensor) -> Tensor:
+    """The top left of `x` in the height and width of `like` (N x C x h x w -> N x C x H x W, none larger)."""
+    return x[..., : like.shape[-2], : like.shape[-1]]
+
+
+def upsample(x: Tensor, factor: int, like: Tensor) -> Tensor:
+    """Bilinear by a whole factor, then cropped to `like`: a pixel comes to stand where it was pooled from.
+
+    Pooling that keeps the last row of an odd size (`ceil_mode`) leaves a map whose grid reaches beyond the picture;
+    stretching it to the picture's size would move everything in it.
+    """
+    size = [factor * side for side in x.shape[-2:]]
+    return crop(functional.interpolate(x, size=size, mode="bilinear", align_corners=False), like)
+
+
 def zoom(x: Tensor, factor: float) -> Tensor:
     """Bilinear by `factor` (N x C x H x W -> N x C x round(factor H) x round(factor W))."""
     size = [max(1, round(side * factor)) for side in x.shape[-2:]]

@@ -94,6 +94,14 @@ class Network:
             optimizer.step()
         pytest.fail(f"mIoU {miou:.3f} after {self.overfit_steps} steps")
 
+    def test_it_trains_in_bfloat16(self):
+        network = self.build(2).train()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(torch.rand(2, 3, 65, 97))
+        assert logits.dtype == torch.bfloat16
+        logits.float().square().mean().backward()
+        assert all(p.grad.isfinite().all() for p in network.parameters())
+
     def test_a_saved_network_gives_the_same_logits(self):
         first, second = self.build(2).eval(), self.build(2).eval()
         with torch.no_grad():

@@ -146,7 +146,7 @@ class Gated(nn.Module):
 
     def forward(self, deep: Tensor, shallow: Tensor) -> Tensor:
         gate = self.gate(torch.cat([deep, shallow], dim=1)).sigmoid()
-        return torch.lerp(shallow, deep, gate)
+        return shallow + gate * (deep - shallow)
 
 
 FUSIONS: dict[str, type[Add | Concat | Gated]] = {"add": Add, "concat": Concat, "gated": Gated}

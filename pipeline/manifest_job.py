@@ -48,8 +48,11 @@ def make_manifest(config: ManifestConfig) -> str:
         return f"{manifest.told()} in {run.output}"
 
 
-def manifest_of(run: Run, source: str, *, portion: Portion | None = None, labels: str | None = None) -> Manifest:
-    """The manifest a run works off: the one that `source` is, or the one of the collection, kept under OUTPUT/manifest.
+def manifest_of(
+    run: Run, source: str, *, portion: Portion | None = None, labels: str | None = None, keep_at: str | None = None
+) -> Manifest:
+    """The manifest a run works off: the one that `source` is, or the one of the collection, kept under OUTPUT/manifest
+    (or at `keep_at`, for a run that is only looked at).
 
     A resumed run reads that and never lists again. A larger `portion` than the run's reopens a complete one. Raises
     InputError where the run was made from other content, or from a part that is not within `portion`.
@@ -72,9 +75,9 @@ def manifest_of(run: Run, source: str, *, portion: Portion | None = None, labels
         grown = portion != done
         if grown:
             say(f"the output folder holds {done}; now doing {portion}")
-    manifest = given or open_manifest(run.at("manifest"))
+    manifest = given or (None if run.fresh else open_manifest(run.at("manifest")))
     if manifest is None:
-        manifest = build_manifest(source, run.at("manifest"), labels=labels)
+        manifest = build_manifest(source, keep_at or run.at("manifest"), labels=labels)
         say(f"{manifest.told()}: {source}")
     run.set_manifest(
         {"content": manifest.fingerprint, "split": portion.split},

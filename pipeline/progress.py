@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 
 LINE_EVERY_S = 10.0  # where no terminal redraws the line
+_ASK_EVERY_S = 2.0
 
 
 class ProgressLine:
@@ -44,29 +48,60 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts towards `total`: done, rate and time left. The rate is that of this run of the driver alone."""
+    """Counts towards `total`: done, rate and time left. The rate is that of this run of the driver alone, from the
+    moment at which the first were done: what starts up before says nothing about the time left."""
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "pictures") -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit
-        self._at_start = done
-        self._started_s = time.monotonic()
+        self._begun_s = time.monotonic()
+        self._begun_done = done
+        self._first: tuple[float, int] | None = None
         self._line = ProgressLine()
 
     @property
     def rate(self) -> float:
-        """Units a second since the start."""
-        elapsed_s = time.monotonic() - self._started_s
-        return (self.done - self._at_start) / elapsed_s if elapsed_s > 0 else 0.0
+        """Units a second."""
+        from_s, from_done = (
+            self._first if self._first and self.done > self._first[1] else (self._begun_s, self._begun_done)
+        )
+        elapsed_s = time.monotonic() - from_s
+        return (self.done - from_done) / elapsed_s if elapsed_s > 0 else 0.0
 
     def advance(self, by: int, note: str = "") -> None:
         """`by` more are done; `note` stands at the end of the line."""
-        self.done += by
-        left_s = (self.total - self.done) / self.rate if self.rate else 0.0
-        self._line.show(f"{self._text()}, {duration(left_s)} left, {note}".rstrip(", "))
+        self._reach(self.done + by, note)
 
-    def close(self, note: str = "") -> None:
-        """The last line, which stays."""
+    @contextlib.contextmanager
+    def following(self, ask: Callable[[], tuple[int, str]]) -> Iterator[None]:
+        """While the block runs, show every few seconds what `ask` says: how many more than at its beginning are done,
+        and a note. What it raises is passed over: it only shows."""
+        done, over = self.done, threading.Event()
+
+        def follow() -> None:
+            while not over.wait(_ASK_EVERY_S):
+                with contextlib.suppress(Exception):
+                    more, note = ask()
+                    if not over.is_set():
+                        self._reach(min(done + more, self.total), note)
+
+        thread = threading.Thread(target=follow, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def close(self, note: str = "", done: int | None = None) -> None:
+        """The last line, which stays; `done` is the last word on how many are."""
+        self.done = self.done if done is None else done
         self._line.note(f"{self._text()}, {note}".rstrip(", "))
+
+    def _reach(self, done: int, note: str) -> None:
+        self.done = done
+        if self._first is None and done > self._begun_done:
+            self._first = (time.monotonic(), done)
+        left = f", {duration((self.total - done) / self.rate)} left" if self.rate else ", starting"
+        self._line.show(f"{self._text()}{left}, {note}".rstrip(", "))
 
     def _text(self) -> str:
         share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""

@@ -7,6 +7,7 @@ process, so that a picture which crashes or hangs its decoder costs its own row 
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -70,6 +71,8 @@ class RegionReader:
         self.label_set = label_set
         self._child = DecodeChild()
         self._threads = ThreadPoolExecutor(self.options.threads, thread_name_prefix="fetch")
+        self._fetch_s = 0.0  # of all threads together
+        self._counting = threading.Lock()
 
     def read(self, rows: Iterable[Row], *, pictures: bool = True, labels: bool = False) -> Iterator[Region]:
         """One `Region` for each row, in order. A row needs `uri`; `size_bytes` and `version` are checked where
@@ -82,6 +85,13 @@ class RegionReader:
         while ahead:
             yield ahead.popleft().result()
 
+    def take_busy(self) -> dict[str, float]:
+        """Seconds of work since the last call: `fetch` of all threads together, `decode` of the one process."""
+        with self._counting:
+            fetch_s, self._fetch_s = self._fetch_s, 0.0
+        decode_s, self._child.busy_s = self._child.busy_s, 0.0
+        return {"fetch": fetch_s, "decode": decode_s}
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._child.close()
@@ -91,8 +101,9 @@ class RegionReader:
         if pictures:
             try:
                 _refuse_what_is_not_read_yet(row)
-                data = fetch(row["uri"], row.get("size_bytes"), row.get("version"), self.options)
-                region.pixels = self._decode(data, "picture")
+                region.pixels = self._decode(
+                    self._fetch(row["uri"], row.get("size_bytes"), row.get("version")), "picture"
+                )
             except Failure as failure:
                 region.status, region.error = failure.status, failure.error
             except Exception as error:  # a region never raises; an error of ours is still its row's reason
@@ -112,8 +123,16 @@ class RegionReader:
             raise Failure("label_missing", "no label file")
         if self.label_set is None:
             raise ValueError("RegionReader needs a label set to read labels")
-        raw = self._decode(fetch(uri, None, None, self.options), "label")
+        raw = self._decode(self._fetch(uri, None, None), "label")
         region.truth, region.unknown_labels = self.label_set.encode(raw)
+
+    def _fetch(self, uri: str, size_bytes: int | None, version: str | None) -> bytes:
+        begin_s = time.monotonic()
+        try:
+            return fetch(uri, size_bytes, version, self.options)
+        finally:
+            with self._counting:
+                self._fetch_s += time.monotonic() - begin_s
 
     def _decode(self, data: bytes, kind: Literal["picture", "label"]) -> np.ndarray:
         try:

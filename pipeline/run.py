@@ -28,17 +28,23 @@ REPLACED = "_replaced"  # what --overwrite replaces, until it is certain that th
 
 
 class Run:
-    """One run of one job in its output folder. Made by `open_run`."""
+    """One run of one job in its output folder. Made by `open_run`; one that only looks (`look_at_run`) has no lease and
+    writes nothing."""
 
     def __init__(
-        self, output: str, job: str, record: dict[str, Any], lease: Lease, fresh: bool, config: Any = None
+        self, output: str, job: str, record: dict[str, Any], lease: Lease | None, fresh: bool, config: Any = None
     ) -> None:
         self.output = output
         self.job = job
         self.fresh = fresh  # nothing of this run was here before
-        self.lease = lease
+        self._lease = lease
         self._record = record
         self._config = config
+
+    @property
+    def lease(self) -> Lease:
+        assert self._lease is not None, "this run is only looked at"
+        return self._lease
 
     @property
     def record(self) -> dict[str, Any]:
@@ -53,7 +59,8 @@ class Run:
         """Keep values in `_run.json` that a resumed run must use again (the padded batch size, threads, ...)."""
         if any(self._record.get(name) != value for name, value in values.items()):
             self._record.update(values)
-            storage.write_json(self.at(RUN), self._record)
+            if self._lease is not None:
+                storage.write_json(self.at(RUN), self._record)
 
     def set_manifest(self, parts: dict[str, Any], *, reopen: bool = False, **beside: Any) -> None:
         """Fix what went in, with values `beside` it in the same put; `reopen` where a complete run gets more to do.
@@ -72,6 +79,8 @@ class Run:
 
     def reopen(self) -> None:
         """Take the mark of completeness back, before anything else is changed."""
+        if self._lease is None:
+            return
         storage.remove(self.at(SUCCESS))
         storage.write_bytes(self.at(CONFIG), _yaml(self._config))
 
@@ -101,28 +110,21 @@ def open_run(
     saved as `_config.yaml`. Raises InputError, with the folder left as it was, where it holds another run or is
     leased to a live driver. On InputError from within, a fresh folder is emptied again.
     """
-    refuse_relative_under_submit([output])
-    output = storage.absolute(output)
-    result = json.loads(json.dumps(result))
-    record = _existing(output, job)
-    if record is not None and not overwrite:
-        _refuse_other(output, "result", record["result"], result)
+    looked = look_at_run(output, job, result, overwrite=overwrite)
+    output, record, fresh = looked.output, looked.record, looked.fresh
     made = _folders_to_make(output)
     try:
         lease = Lease.acquire(output, single_writer=single_writer)
     except InputError:
         _remove_empty(made)
         raise
-    fresh = record is None or overwrite
     try:
         if overwrite:
             _move_all(output, storage.join(output, REPLACED))
         if fresh:
-            record = {"job": job, "result": result, "result_fingerprint": fingerprint(result), "started": _now()}
             storage.write_json(storage.join(output, RUN), record)
         if fresh or not storage.exists(storage.join(output, SUCCESS)):
             storage.write_bytes(storage.join(output, CONFIG), _yaml(config))
-        assert record is not None
         yield Run(output, job, record, lease, fresh, config)
     except InputError:
         if fresh:
@@ -135,6 +137,19 @@ def open_run(
         if overwrite:
             storage.remove_tree(storage.join(output, REPLACED))
         lease.release()
+
+
+def look_at_run(output: str, job: str, result: dict[str, Any], *, overwrite: bool = False) -> Run:
+    """The run as `open_run` would find or begin it, without a lease; nothing is written. Raises InputError like it."""
+    refuse_relative_under_submit([output])
+    output = storage.absolute(output)
+    result = json.loads(json.dumps(result))
+    record = _existing(output, job)
+    if record is not None and not overwrite:
+        _refuse_other(output, "result", record["result"], result)
+        return Run(output, job, record, None, fresh=False)
+    record = {"job": job, "result": result, "result_fingerprint": fingerprint(result), "started": _now()}
+    return Run(output, job, record, None, fresh=True)
 
 
 def fingerprint(parts: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The segment job: every region of a collection through a network into Parquet, each exactly once.
 
-manifest -> (pending rows) -> fetch, decode, predict -> write -> publish. Ray Data streams; the driver holds a bit per
+manifest -> (pending rows) -> fetch, decode, predict -> write (`segment_stream`) -> publish. The driver holds a bit per
 region and moves finished files.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,28 +17,30 @@ import pyarrow as pa
 from pipeline import cluster, schema, storage
 from pipeline.checkpoint import load_checkpoint, weights_fingerprint
 from pipeline.errors import PipelineError
+from pipeline.forecast import forecast
 from pipeline.labels import LabelSet
-from pipeline.manifest import Manifest, Unit
+from pipeline.manifest import Manifest
 from pipeline.manifest_job import manifest_of
 from pipeline.progress import Progress, say
 from pipeline.run import Run, open_run
 from pipeline.segment_config import SegmentConfig, decisive
-from pipeline.segmenter import Columns, PredictOptions, Segmenter, read_pixels
-from pipeline.sink import PREDICTIONS, Sink, Written, metadata, write_rows
+from pipeline.segment_stream import SegmentStream, num_predictors, predict_options
+from pipeline.segmenter import Columns, PredictOptions
+from pipeline.sink import PREDICTIONS, Sink, Written, metadata
 from pipeline.statistics import write_statistics
 from pipeline.suspects import start_suspects
+from pipeline.timings import Timings, command_started_at, told
 
-_ROWS_PER_SLICE = 1_000_000  # one Dataset keeps a record per block for as long as it lives
 _RATE_LOOKED_AT_FROM = 200  # finished regions
-_FILE_BYTES = 128 * 2**20
-_FILE_WORK_S = 300.0
 
 
 def segment(config: SegmentConfig) -> str:
     """Run the job; returns the line that says where the result lies."""
-    started_s = time.monotonic()
+    started_s, started_at = time.monotonic(), command_started_at()
     _, spec = load_checkpoint(config.checkpoint)  # whole: a damaged one is bad input here, a dead actor later
     result = decisive(config, spec.label_set, weights_fingerprint(config.checkpoint))
+    if config.dry_run:
+        return forecast(config, result)
     with open_run(
         config.output, "segment", result, config, overwrite=config.overwrite, single_writer=config.single_writer
     ) as run:
@@ -48,11 +49,13 @@ def segment(config: SegmentConfig) -> str:
             return f"complete: {_told(run.summary)} in {run.at(PREDICTIONS)}"
         ids = config.portion.ids(manifest)
         cluster.connect([config.output], shared_filesystem=config.shared_filesystem)
-        job = _Job(config, run, manifest, spec.label_set)
+        job = _Job(config, run, manifest, spec.label_set, started_at)
         summary = job.work(ids)
         summary["wall_s"] = round(time.monotonic() - started_s, 1)
         run.success(summary)
         job.sink.finish()
+        for line in told(summary["speed"], config.price_per_hour) if summary["speed"] else []:
+            say(line)
         return f"{_told(summary)} in {run.at(PREDICTIONS)}"
 
 
@@ -87,15 +90,26 @@ class _Tally:
 
 
 class _Job:
-    def __init__(self, config: SegmentConfig, run: Run, manifest: Manifest, label_set: LabelSet) -> None:
+    def __init__(
+        self, config: SegmentConfig, run: Run, manifest: Manifest, label_set: LabelSet, started_at: float
+    ) -> None:
         self.config, self.run, self.manifest, self.label_set = config, run, manifest, label_set
-        self.predict = self._predict_options()
+        if "predict" not in run.record:
+            run.remember(predict=predict_options(config, cluster.num_gpus()))
+        predict = PredictOptions(**run.record["predict"], deadline_s=config.predict_deadline_s)
         run.reopen()
         self.sink = Sink(run.output, run.lease.check, retry_failed=config.retry_failed)
         self.suspects = start_suspects()
         self.tally = _Tally()
         fingerprints = (run.record["result_fingerprint"], run.record["manifest_fingerprint"])
-        self.columns = Columns(tuple(manifest.travelling), metadata(self.label_set, *fingerprints))
+        columns = Columns(tuple(manifest.travelling), metadata(self.label_set, *fingerprints))
+        self.timings = Timings(
+            started_at,
+            fetch_threads=config.read_options.threads,
+            reads_apart=predict.device == "cuda",
+        )
+        predictors = num_predictors(config, predict.device, cluster.num_gpus(), cluster.num_cores())
+        self.stream = SegmentStream(config, manifest, columns, predict, predictors, self.suspects)
 
     def work(self, ids: np.ndarray) -> dict[str, Any]:
         """Do what is pending of `ids`, then once more what failed in passing, then publish, audit and sum up."""
@@ -114,12 +128,13 @@ class _Job:
             self.tally.check(self.config.max_failure_rate)
         finally:
             failed = self.sink.publish_failed()
+            speed = self._keep_speed()
         self.sink.audit(ids)
         whole = write_statistics(
             self.run.output, self.label_set.num_classes, [item.name for item in self.manifest.travelling]
         )
         statuses = {status: whole[status] for status in schema.STATUSES if whole[status]}
-        return {"regions": int(ids.size), "ok": whole["ok"], "failed": failed, "statuses": statuses}
+        return {"regions": int(ids.size), "ok": whole["ok"], "failed": failed, "statuses": statuses, "speed": speed}
 
     def _once_more(self) -> None:
         """One last pass over the regions whose failure may have been passing."""
@@ -140,130 +155,34 @@ class _Job:
         self.tally.statuses["ok"] = int(ids.size) - self.tally.finished
 
     def _stream(self, pending: np.ndarray, progress: Progress, again: bool = False) -> None:
-        for written in self._written(pending):
-            self.sink.publish(written)
-            if not again:
-                self.tally.add(written)
-                if self.tally.finished >= _RATE_LOOKED_AT_FROM:
-                    self.tally.check(self.config.max_failure_rate)
-            progress.advance(written.rows, f"{self.tally.failed} failed")
-        progress.close(f"{self.tally.failed} failed")
-
-    def _written(self, pending: np.ndarray) -> Iterator[Written]:
-        rows_per_file = self.config.rows_per_file
-        for units, count in self._slices(pending):
-            started_s, rows, size_bytes = time.monotonic(), 0, 0
-            for written in self._dataset(units, pending, count, rows_per_file or 1024):
-                yield written
-                rows, size_bytes = rows + written.rows, size_bytes + written.size_bytes
-            if self.config.rows_per_file is None and rows:
-                by_work = rows / (time.monotonic() - started_s) * _FILE_WORK_S
-                rows_per_file = int(max(64, min(_FILE_BYTES / max(size_bytes / rows, 1), by_work)))
-
-    def _slices(self, pending: np.ndarray) -> Iterator[tuple[list[Unit], int]]:
-        """The manifest's row groups that hold pending rows, and how many, in slices of `_ROWS_PER_SLICE`."""
-        units: list[Unit] = []
-        count = 0
-        for unit in self.manifest.units():
-            here = int(pending[unit.first_id : unit.first_id + unit.num_rows].sum())
-            if here:
-                units.append(unit)
-                count += here
-            if count >= _ROWS_PER_SLICE:
-                yield units, count
-                units, count = [], 0
-        if units:
-            yield units, count
-
-    def _dataset(self, units: list[Unit], pending: np.ndarray, count: int, rows_per_file: int) -> Iterator[Written]:
         import ray
-        from ray.data import ActorPoolStrategy
 
-        columns = [name for name in self.columns.results.names if name in self.manifest.columns]
-        actors = self._num_predictors()
-        rows_per_block = int(np.clip(count // (4 * actors), 1, 64))
-        on_gpu = self.predict.device == "cuda"
-        # not read_parquet: Ray 2.60 starts 32 actors to read the footers of one small file
-        data: Any = ray.data.from_arrow([pa.Table.from_pylist([vars(unit)]) for unit in units])
-        data = data.map_batches(
-            _read_pending,  # type: ignore[arg-type]  # Ray's own types leave keyword arguments out
-            fn_kwargs={"bitmap": ray.put(np.packbits(pending)), "columns": list(dict.fromkeys([*columns, "kind"]))},
-            batch_size=None,
-            batch_format="pyarrow",
-        )
-        data = data.repartition(target_num_rows_per_block=rows_per_block)
-        if on_gpu:  # a network of a GPU is fed from CPU workers
-            data = data.map_batches(
-                read_pixels,  # type: ignore[arg-type]
-                fn_kwargs={"options": self.config.read_options},
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=1,
-            )
-        data = data.map_batches(
-            Segmenter,
-            fn_constructor_args=(
-                storage.absolute(self.config.checkpoint),
-                self.predict,
-                self.config.read_options,
-                self.columns,
-                self.suspects,
-            ),
-            compute=ActorPoolStrategy(size=actors),
-            batch_size=rows_per_block,
-            batch_format="pyarrow",
-            num_cpus=1,
-            num_gpus=1 if on_gpu else None,
-        )
-        data = data.map_batches(
-            _write,  # type: ignore[arg-type]
-            fn_kwargs={"attempt_uri": self.sink.attempt_uri},
-            batch_size=rows_per_file,
-            batch_format="pyarrow",
-            num_cpus=0.25,
-        )
-        for row in data.iter_rows():
-            yield row["written"]
+        before = ray.get(self.suspects.done.remote())
 
-    def _predict_options(self) -> PredictOptions:
-        """What this run predicts with; a resumed run uses what it began with, so that its masks are identical."""
-        kept = self.run.record.get("predict")
-        config = self.config
-        if kept is None:
-            device = config.device if config.device != "auto" else ("cuda" if cluster.num_gpus() else "cpu")
-            kept = {
-                "device": device,
-                "precision": config.precision,
-                "batch_size": config.batch_size or (8 if device == "cuda" else 1),
-                "tile_px": config.tile_px,
-                "overlap_px": config.overlap_px,
-                "low_confidence": config.low_confidence,
-                # n actors of one thread beat one of n threads by a fifth on a light network
-                "threads": 1 if device == "cpu" else None,
-            }
-            self.run.remember(predict=kept)
-        return PredictOptions(**kept, deadline_s=config.predict_deadline_s)
+        def predicted() -> tuple[int, str]:
+            """What the actors have done; files follow minutes later."""
+            rows, failed = ray.get(self.suspects.done.remote(), timeout=10)
+            return rows - before[0], f"{failed} failed"
 
-    def _num_predictors(self) -> int:
-        if self.config.num_predictors:
-            return self.config.num_predictors
-        if self.predict.device == "cuda":
-            return max(1, cluster.num_gpus())
-        return cluster.num_cores()
+        done = progress.done
+        with progress.following(predicted):
+            for landed in self.stream.run(pending, self.sink.attempt_uri):
+                self.sink.publish(landed.written)
+                done += landed.written.rows
+                self.timings.add(landed.blocks, landed.write_s)
+                if not again:
+                    self.tally.add(landed.written)
+                    if self.tally.finished >= _RATE_LOOKED_AT_FROM:
+                        self.tally.check(self.config.max_failure_rate)
+        progress.close(f"{self.tally.failed} failed", done)
 
-
-def _read_pending(units: pa.Table, bitmap: Any, columns: list[str]) -> pa.Table:
-    """The pending rows of row groups of the manifest."""
-    import ray
-
-    bits = ray.get(bitmap) if isinstance(bitmap, ray.ObjectRef) else bitmap
-    table = pa.concat_tables([Unit(**unit).read(columns) for unit in units.to_pylist()])
-    ids = table["region_id"].to_numpy()
-    return table.filter(pa.array((bits[ids >> 3] >> (7 - (ids & 7))) & 1 == 1))
-
-
-def _write(table: pa.Table, attempt_uri: str) -> dict[str, list[Any]]:
-    return {"written": [write_rows(table, attempt_uri)]}
+    def _keep_speed(self) -> dict[str, Any] | None:
+        """Keep what was measured for `--dry-run`; a few warm-up blocks do not replace a better measurement."""
+        speed, before = self.timings.speed(), self.run.record.get("speed")
+        if speed and (before is None or speed["steady"]):
+            self.run.lease.check()
+            self.run.remember(speed=speed)
+        return speed
 
 
 def _told(summary: dict[str, Any]) -> str:

@@ -30,6 +30,8 @@ class SegmentConfig:
         retry_failed: do the regions again that failed, also of a complete run
         rows_per_file: rows of one Parquet file (default: 128 MiB or 5 minutes of work)
         overwrite: remove the run that the output folder holds
+        dry_run: say what would be done, how much and how long it would take; write nothing
+        price_per_hour: of the whole cluster, in any currency; turned into money for a million pictures
         batch_size: pictures (tiles) per forward (default: 1 on a CPU, 8 on a GPU)
         tile_px: pictures with a longer side are predicted in tiles of this side
         overlap_px: how much tiles overlap
@@ -56,6 +58,8 @@ class SegmentConfig:
     retry_failed: bool = False
     rows_per_file: int | None = None
     overwrite: bool = False
+    dry_run: bool = False
+    price_per_hour: float | None = None
     batch_size: int | None = None
     tile_px: int = 1024
     overlap_px: int = 128
@@ -77,6 +81,8 @@ class SegmentConfig:
         _ = self.portion  # raises for what is out of range
         if self.rows_per_file is not None and self.rows_per_file < 1:
             raise InputError("--rows-per-file is out of range", found=self.rows_per_file, expected="1 or more")
+        if self.price_per_hour is not None and self.price_per_hour < 0:
+            raise InputError("--price-per-hour is out of range", found=self.price_per_hour, expected="0 or more")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError("unknown device", found=self.device, expected="auto, cpu or cuda")
 

@@ -23,6 +23,7 @@ from pipeline.masks import encode_mask
 from pipeline.predictor import DeviceError, Prediction, Predictor
 from pipeline.regions import ReadOptions, Region, RegionReader, shared_reader
 from pipeline.suspects import Watchdog
+from pipeline.timings import Stopwatch, with_times, without_times
 
 _PIXELS = [
     pa.field("pixels", pa.large_binary()),
@@ -61,8 +62,12 @@ class Columns:
 
 
 def read_pixels(table: pa.Table, options: ReadOptions) -> pa.Table:
-    """The reading stage before GPUs: adds `pixels` (uint8 H x W x 3, row-major), their size, status and error."""
-    regions = list(shared_reader(options).read(table.to_pylist()))
+    """The reading stage before GPUs: adds `pixels` (uint8 H x W x 3, row-major), size, status, error and times."""
+    reader, watch = shared_reader(options), Stopwatch()
+    watch.begin()
+    regions = list(reader.read(table.to_pylist()))
+    for stage, seconds in reader.take_busy().items():
+        watch.count(stage, seconds)
     columns = {
         "pixels": [None if r.pixels is None else r.pixels.tobytes() for r in regions],
         "height": [None if r.pixels is None else r.pixels.shape[0] for r in regions],
@@ -72,7 +77,7 @@ def read_pixels(table: pa.Table, options: ReadOptions) -> pa.Table:
     }
     for item in _PIXELS:
         table = table.append_column(item, pa.array(columns[item.name], item.type))
-    return table
+    return with_times(table, watch.end(table.num_rows))
 
 
 class Segmenter:
@@ -91,15 +96,22 @@ class Segmenter:
         self._reader: RegionReader | None = None
         self._suspects = suspects
         self._watchdog = Watchdog()
+        self._watch = Stopwatch()
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        self._watch.begin()
         block = table["region_id"][0].as_py() if table.num_rows else -1
         careful = bool(self._ask("begin_block", block))
         rows: list[dict[str, Any]] = []
-        for batch in _batched(self._regions(table), 1 if careful else self.predictor.batch_size):
+        regions = self._watch.waiting(self._regions(table))
+        for batch in _batched(regions, 1 if careful else self.predictor.batch_size):
             rows += self._predict(batch, careful)
-        self._ask("end_block", block)
-        return self._table(rows)
+        results = self._table(rows)
+        self._ask("end_block", block, len(rows), sum(row["status"] != "ok" for row in rows))
+        if self._reader is not None:
+            for stage, seconds in self._reader.take_busy().items():
+                self._watch.count(stage, seconds)
+        return with_times(results, self._watch.end(len(rows)))
 
     def _predict(self, batch: list[Region], careful: bool) -> list[dict[str, Any]]:
         pictures = [region.pixels for region in batch if region.pixels is not None]
@@ -110,7 +122,8 @@ class Segmenter:
         deadline_s = self._deadlines_s[0] + self._deadlines_s[1] * sum(p.shape[0] * p.shape[1] for p in pictures) / 1e6
         self._watchdog.start(deadline_s, lambda: careful and self._ask("hung", first, deadline_s))
         try:
-            predictions = iter(self.predictor.predict(pictures))
+            with self._watch.measure("predict"):
+                predictions = iter(self.predictor.predict(pictures))
         except DeviceError as error:
             # records nothing: this process ends, and another predicts these rows
             if not self._ask("device_failed", first if careful else None):
@@ -128,10 +141,15 @@ class Segmenter:
             return None
         import ray
 
-        return ray.get(getattr(self._suspects, method).remote(*args))
+        with self._watch.measure("ray"):
+            return ray.get(getattr(self._suspects, method).remote(*args))
 
     def _regions(self, table: pa.Table) -> Iterator[Region]:
         if "pixels" in table.column_names:
+            table, blocks = without_times(table)
+            for block in blocks:
+                self._watch.count("fetch", block["fetch_s"])
+                self._watch.count("decode", block["decode_s"])
             return (_unpack(row) for row in table.to_pylist())
         if self._reader is None:
             self._reader = RegionReader(self._read_options)

@@ -75,10 +75,7 @@ class Sink:
 
     def committed(self, num_ids: int) -> np.ndarray:
         """bool[num_ids]: the regions that need no work. With `retry_failed` those with a failed row do."""
-        done = np.zeros(num_ids, bool)
-        for uri in self._ok_files() + ([] if self._retry_failed else self._held_files()):
-            done[_ids(uri)] = True
-        return done
+        return committed_ids(self.output, num_ids, retry_failed=self._retry_failed)
 
     def publish(self, written: Written) -> None:
         """Commit one task's files: from here on they are never done again."""
@@ -153,6 +150,17 @@ class Sink:
 
     def _ok_files(self) -> list[str]:
         return [uri for uri in prediction_files(self.output) if uri.rsplit("/", 1)[-1].startswith("ok-")]
+
+
+def committed_ids(output: str, num_ids: int, *, retry_failed: bool = False) -> np.ndarray:
+    """bool[num_ids]: the regions with a row in an output folder; with `retry_failed` only those with an `ok` row."""
+    held_uri = storage.join(output, ATTEMPTS, HELD)
+    held = [storage.join(held_uri, name) for name in storage.list_names(held_uri) if name.endswith(".parquet")]
+    done = np.zeros(num_ids, bool)
+    for uri in [*prediction_files(output), *held]:
+        if uri.rsplit("/", 1)[-1].startswith("ok-") or not retry_failed:
+            done[_ids(uri)] = True
+    return done
 
 
 def prediction_files(uri: str) -> list[str]:

@@ -26,14 +26,20 @@ class Suspects:
         self._blocks: dict[int, int] = {}  # first region id -> times begun and not ended
         self._guilty: dict[int, str] = {}  # region id -> how its process ended
         self._device_failures = 0
+        self._done = [0, 0]
 
     def begin_block(self, block: int) -> bool:
         """True where this block was begun before: go through it with care."""
         self._blocks[block] = self._blocks.get(block, 0) + 1
         return self._blocks[block] > 1
 
-    def end_block(self, block: int) -> None:
+    def end_block(self, block: int, regions: int = 0, failed: int = 0) -> None:
         self._blocks.pop(block, None)
+        self._done = [self._done[0] + regions, self._done[1] + failed]
+
+    def done(self) -> list[int]:
+        """Regions of the blocks that were ended so far, and how many of them failed; for showing."""
+        return self._done
 
     def begin_region(self, region: int) -> str | None:
         """How the process that predicted this region before ended; None for one that was not begun."""

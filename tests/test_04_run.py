@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease, storage
+from pipeline import lease, progress, storage
 from pipeline.errors import InputError, PipelineError
 from pipeline.lease import LEASE, Lease, LeaseLost
 from pipeline.run import open_run
@@ -158,3 +158,28 @@ def test_an_owner_whose_lease_was_taken_does_not_commit(tmp_path: Path) -> None:
         run.success({})
     assert not (tmp_path / "_SUCCESS").exists()
     assert json.loads((tmp_path / LEASE).read_text())["token"] == "another"
+
+
+def test_progress_shows_what_it_is_told_and_survives_who_tells(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "_ASK_EVERY_S", 0.05)
+    answers = iter([(0, ""), (20, "1 failed"), OSError("gone"), (60, "2 failed")])
+
+    def ask() -> tuple[int, str]:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    shown = progress.Progress("segment", 110, done=10)
+    with shown.following(ask):
+        time.sleep(0.6)
+    shown.close("2 failed", done=110)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and "segment: 10/110 pictures (9 %), 0.0/s, starting" == lines[0]
+    assert lines[1].startswith("segment: 30/110 pictures (27 %), ") and lines[1].endswith("left, 1 failed")
+    rate = float(lines[2].split(", ")[1].removesuffix("/s"))  # 40 in two pauses: the start does not count
+    assert lines[2].startswith("segment: 70/110") and 150 < rate < 450
+    assert lines[3].startswith("segment: 110/110 pictures (100 %)")

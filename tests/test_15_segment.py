@@ -35,6 +35,7 @@ from pipeline.segment_config import SegmentConfig
 from pipeline.segmenter import Columns, PredictOptions, Segmenter
 from pipeline.sink import prediction_files
 from pipeline.suspects import start_suspects
+from pipeline.timings import Timings, told
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +95,57 @@ def test_every_column_says_what_the_predictor_alone_says(undisturbed: Path, chec
     whole = pq.read_table(undisturbed / "statistics").to_pylist()[0]
     assert whole["scope"] == "all" and whole["ok"] == 60
     assert whole["class_pixels"] == np.sum([row["class_pixels"] for row in rows.values()], axis=0).tolist()
+    speed = storage.read_json(str(undisturbed / "_SUCCESS"))["speed"]
+    assert speed["steady"] and 0 < speed["predictor_share"] <= 1 and speed["predictors"] in (1, 2)
+    assert sum(speed["shares"].values()) == pytest.approx(1, abs=0.01) and min(speed["shares"].values()) >= 0
+    assert speed["shares"][speed["held_back_by"]] == max(speed["shares"].values())
+    assert 0 < speed["startup_s"] < 200 and 0 < speed["pictures"] < 60
+    assert speed["hours_per_million"] == pytest.approx(1e6 / speed["pictures_per_s"] / 3600, rel=0.01)
+    assert storage.read_json(str(undisturbed / "_run.json"))["speed"] == speed
     assert sorted(os.listdir(undisturbed)) == sorted(
         "_SUCCESS _config.yaml _run.json labels.json manifest predictions statistics".split()
     )
     assert all(pq.read_metadata(file).num_rows <= 8 for file in prediction_files(str(undisturbed)))
+
+
+def block(actor: str, begin_s: float, end_s: float, first: bool = False, **spent_s: float) -> dict[str, Any]:
+    """Times of a block of 10 pictures."""
+    spent = {f"{name}_s": spent_s.get(name, 0.0) for name in ("read", "fetch", "decode", "predict", "ray")}
+    started = {"first_predicted_at": 1000.0 + end_s if first else None}
+    return {"actor": actor, "first": first, "begin_s": begin_s, "end_s": end_s, "rows": 10, **spent, **started}
+
+
+@pytest.mark.parametrize(
+    ("spent_s", "write_s", "apart", "by"),
+    [
+        ({"predict": 4.5}, 0.1, False, "predict"),
+        ({"predict": 1.5, "read": 3, "decode": 4, "fetch": 9}, 0.1, False, "decode"),
+        ({"predict": 1.5, "read": 3, "decode": 1, "fetch": 30}, 0.1, False, "fetch"),
+        ({"predict": 1.5}, 0.1, False, "write"),  # encoding: what a block takes beyond the others
+        ({"predict": 2.0, "ray": 2.5}, 0.1, False, "driver"),
+        ({"predict": 2.0, "ray": 2.5}, 50, False, "write"),
+        ({"predict": 2.0, "ray": 2.5, "decode": 9, "fetch": 1}, 0.1, True, "decode"),
+    ],
+)
+def test_what_held_a_run_back(spent_s: dict[str, float], write_s: float, apart: bool, by: str) -> None:
+    timings = Timings(1000.0, fetch_threads=8, reads_apart=apart)
+    timings.add([block("a", 2, 10, first=True, predict=8), block("b", 2, 12, first=True, predict=8)], 0)
+    timings.add([block("b", 12 + 5 * i, 17 + 5 * i, **spent_s) for i in range(4)], write_s)
+    timings.add([block("a", 10 + 5 * i, 15 + 5 * i, **spent_s) for i in (1, 0)], write_s)
+    speed = timings.speed()
+    assert speed is not None and speed["held_back_by"] == by and speed["steady"]
+    assert speed["predictor_share"] == pytest.approx(spent_s["predict"] / 5)
+    assert speed["pictures_per_s"] == 4 and speed["startup_s"] == 10  # two actors, 10 pictures in 5 s each
+    assert sum(speed["shares"].values()) == pytest.approx(1)
+    assert "69 h 26 min, 138.88 at 2 an hour" in told(speed, 2.0)[1]
+
+
+def test_a_single_block_counts_with_its_warm_up() -> None:
+    timings = Timings(1000.0, fetch_threads=8, reads_apart=False)
+    assert timings.speed() is None
+    timings.add([block("a", 2, 7, first=True, predict=4)], 0)
+    speed = timings.speed()
+    assert speed is not None and speed["pictures_per_s"] == 2 and not speed["steady"]
 
 
 def test_a_complete_run_is_left_alone_and_another_refused(
@@ -121,6 +169,8 @@ def test_an_output_grows_from_a_part_to_everything(
     assert segment(config).startswith("3 of 3 regions ok")
     assert sorted(row["path"] for row in rows_of(output).values()) == ["000.png", "001.png", "002.png"]
     assert segment(config).startswith("complete: 3 of 3")
+    told = segment(replace(config, limit=None, dry_run=True))
+    assert told.startswith("would segment 57 of 60") and "; 3 are committed" in told and "measured over " in told
     first = prediction_files(output)
     kept = {f.path: f.version for f in storage.walk_files(output)}
     with pytest.raises(InputError, match="found --limit 3; expected --limit 2"):
@@ -130,6 +180,29 @@ def test_an_output_grows_from_a_part_to_everything(
     assert set(first) <= set(prediction_files(output)), "what was done was done again"
     assert same_masks(rows_of(output), rows_of(undisturbed))
     assert "limit: null" in (tmp_path / "out" / "_config.yaml").read_text()
+
+
+def test_a_dry_run_tells_and_writes_nothing(undisturbed: Path, checkpoint: str, pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    config = SegmentConfig(str(pictures), checkpoint, str(output), num_predictors=2, dry_run=True, price_per_hour=3.6)
+    first = segment(replace(config, sample=0.5)).splitlines()
+    drawn = int(first[0].split()[2])
+    assert 15 < drawn < 45 and first[0].startswith(f"would segment {drawn} of {drawn} regions ({drawn} pictures; ")
+    assert re.match(
+        r"with 2 predictors on cpu: about [\d.]+ pictures/s, .*estimated from 8 pictures done here", first[1]
+    )
+    assert first[2].startswith("at 3.6 an hour: ") and first[3].startswith("dry run: nothing was written")
+    assert list(tmp_path.iterdir()) == []
+    before = {f.path: f.version for f in storage.walk_files(str(undisturbed))}
+    again = replace(config, output=str(undisturbed))
+    assert segment(again).startswith("nothing to do: all 60 regions are committed")
+    with pytest.raises(InputError, match="found the whole collection; expected --limit 5"):
+        segment(replace(again, limit=5))
+    with pytest.raises(InputError, match="result differs in tile_px"):
+        segment(replace(again, tile_px=512))
+    told = segment(replace(again, tile_px=512, overwrite=True))
+    assert told.startswith("would segment 60 of 60") and "estimated from 8 pictures" in told
+    assert {f.path: f.version for f in storage.walk_files(str(undisturbed))} == before
 
 
 def test_a_driver_killed_in_mid_run_is_followed_without_a_trace(
@@ -289,6 +362,7 @@ def test_a_picture_that_kills_or_hangs_the_predictor_costs_its_own_row(
         ({"--checkpoint": "damaged"}, "damaged"),
         ({"--split": "vall"}, "no picture is of split 'vall'"),
         ({"--max-failure-rate": "2"}, "out of range"),
+        ({"--price-per-hour": "-1"}, "out of range"),
         ({"--limit": "0"}, "--limit is out of range"),
         ({"--sample": "10"}, "--sample is out of range"),
         ({"--sample": "1e-12"}, "the sample holds no picture"),

@@ -45,6 +45,7 @@ class DecodeChild:
 
     def __init__(self, memory_limit_bytes: int = 4 * GIB) -> None:
         self.memory_limit_bytes = memory_limit_bytes
+        self.busy_s = 0.0  # spent on pictures; for whoever wants to know, who may set it back
         self._lock = threading.Lock()
         self._process: _Process | None = None
 
@@ -66,12 +67,16 @@ class DecodeChild:
         Raises DecodeError with the reason (also where the process died of it), TooLarge, DecodeTimeout.
         """
         with self._lock:
-            process, reply = self._ask(data, kind, max_pixels, deadline_s)
-            pixels = np.empty(reply["shape"], dtype=reply["dtype"])
-            _read_into(process.memory, pixels)
-            if pixels.nbytes > KEEP_BYTES:
-                os.ftruncate(process.memory, 0)
-            return pixels
+            begin_s = time.monotonic()
+            try:
+                process, reply = self._ask(data, kind, max_pixels, deadline_s)
+                pixels = np.empty(reply["shape"], dtype=reply["dtype"])
+                _read_into(process.memory, pixels)
+                if pixels.nbytes > KEEP_BYTES:
+                    os.ftruncate(process.memory, 0)
+                return pixels
+            finally:
+                self.busy_s += time.monotonic() - begin_s
 
     def header(self, data: bytes, *, max_pixels: int | None = None, deadline_s: float = 30.0) -> Header:
         """As `header.read_header`, in the child: some formats decode a good deal to find their own size."""

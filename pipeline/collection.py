@@ -1,7 +1,7 @@
 """What lies at a source: pictures in path order, each with its split and, where there is one, its label file.
 
 A source is a folder or prefix (takes names with a picture, raster or video suffix and counts the others), a glob (takes
-every file it matches) or one file; `collection_table` takes a table of pictures.
+every file it matches) or one file; `collection_table` takes a table of pictures, `inventory` an S3 Inventory.
 
 Label files are found beside the pictures: in the folder next to theirs (`train/` and `trainannot/`, `images/` and
 `masks/` or `labels/`), or in the same folder (`x.jpg` with `x_mask.png`, `x_label.png`, or a grey or palette
@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from fsspec.utils import glob_translate
 
 from pipeline import storage
 from pipeline.errors import InputError
+from pipeline.storage import FileInfo
 
 PICTURE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .ppm .pgm .pbm .pnm .tga .jp2 .j2k .avif .heic".split()
@@ -41,6 +42,8 @@ _PICTURE_NAME = re.compile(r"_leftImg8bit$")
 
 _MOST_HELD_BACK = 10_000  # pictures waiting for a label file further down the same folder
 _SHOWN = 5
+
+Match = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,28 @@ def list_collection(source: str, *, labels: str | None = None) -> Collection:
     is_folder = storage.is_folder(source)
     if not is_folder and storage.exists(source):
         root, name = posixpath.split(storage.absolute(source))
-        return _listing(root, labels, match=lambda path: path == name)
+        return list_files(root, storage.walk_files(root), labels=labels, match=lambda path: path == name)
     if not is_folder and any(mark in source for mark in "*?["):
         root, pattern = _split_glob(source)
         matches = re.compile(glob_translate(pattern)).match
-        return _listing(root, labels, match=lambda path: bool(matches(path)))
+        return list_files(root, storage.walk_files(root), labels=labels, match=lambda path: bool(matches(path)))
     if not is_folder:
         raise InputError(
             "source does not exist",
             where=source,
-            expected="a folder, a prefix, a glob, a .csv or .parquet table of pictures, or a manifest",
+            expected="a folder, a prefix, a glob, a .csv or .parquet table of pictures, an S3 Inventory, or a manifest",
         )
-    return _listing(storage.absolute(source), labels, match=None)
+    root = storage.absolute(source)
+    return list_files(root, storage.walk_files(root), labels=labels)
+
+
+def list_files(
+    root: str, files: Iterable[FileInfo], *, labels: str | None = None, match: Match | None = None
+) -> Collection:
+    """The pictures among files below `root` that come in path order; `match` chooses files in place of their suffix."""
+    collection = Collection(root, iter(()))
+    collection.entries = _pair_within_folders(_entries(collection, files, labels, match))
+    return collection
 
 
 def split_of(path: str) -> str | None:
@@ -118,16 +131,12 @@ def kind_of(path: str) -> str | None:
     return "video" if suffix in VIDEO_SUFFIXES else None
 
 
-def _listing(root: str, labels: str | None, match: Any) -> Collection:
-    collection = Collection(root, iter(()))
-    collection.entries = _pair_within_folders(_entries(collection, labels, match))
-    return collection
-
-
-def _entries(collection: Collection, labels: str | None, match: Any) -> Iterator[Entry]:
+def _entries(
+    collection: Collection, files: Iterable[FileInfo], labels: str | None, match: Match | None
+) -> Iterator[Entry]:
     """Files -> entries with the label of the folder beside; label folders and foreign names are left out."""
     beside = _LabelFolders(collection.root, labels)
-    for file in storage.walk_files(collection.root):
+    for file in files:
         if match is not None and not match(file.path):
             continue
         folder, name = posixpath.split(file.path)

@@ -18,9 +18,11 @@ class ManifestConfig:
     """List a collection of pictures into a manifest: a folder of Parquet parts that every job takes as its source.
 
     Args:
-        source: a folder or prefix (names with a picture, raster or video suffix), a glob (every file), or a table
+        source: a folder or prefix (names with a picture, raster or video suffix), a glob (every file), a table, or the
+            manifest.json of an S3 Inventory
         output: the folder or prefix that receives the manifest
         labels: the folder of label files, where it is not found beside the pictures
+        prefix: of an S3 Inventory, only the keys below this prefix; paths are relative to it
         split: keep only the pictures of this split
         overwrite: remove the manifest that the output folder holds
         single_writer: no other run writes there, on a store that cannot put-if-absent
@@ -29,6 +31,7 @@ class ManifestConfig:
     source: str
     output: str
     labels: str | None = None
+    prefix: str | None = None
     split: str | None = None
     overwrite: bool = False
     single_writer: bool = False
@@ -37,12 +40,16 @@ class ManifestConfig:
 def make_manifest(config: ManifestConfig) -> str:
     """The manifest job; returns the line that says where the result lies."""
     result = {"source": storage.absolute(config.source), "labels": config.labels, "split": config.split}
+    if config.prefix is not None:
+        result["prefix"] = config.prefix
     with open_run(
         config.output, "manifest", result, config, overwrite=config.overwrite, single_writer=config.single_writer
     ) as run:
         if run.summary is not None:
             return f"complete: {run.summary['told']} in {run.output}; --overwrite lists again"
-        manifest = build_manifest(config.source, run.output, labels=config.labels, split=config.split)
+        manifest = build_manifest(
+            config.source, run.output, labels=config.labels, split=config.split, prefix=config.prefix
+        )
         run.set_manifest({"content": manifest.fingerprint, "split": None})
         run.success({"rows": manifest.num_rows, "told": manifest.told()})
         return f"{manifest.told()} in {run.output}"

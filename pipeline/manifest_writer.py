@@ -14,25 +14,38 @@ from pipeline import schema, storage
 from pipeline.collection import Entry, list_collection
 from pipeline.collection_table import is_table, list_table
 from pipeline.errors import InputError
+from pipeline.inventory import is_inventory, list_inventory
 from pipeline.manifest import SUMMARY, Manifest, region_key
+from pipeline.progress import ProgressLine
 
 ROWS_PER_PART = 250_000
 ROWS_PER_GROUP = 16_384
 _LISTED = ("path", "uri", "kind", "size_bytes", "version", "split", "label_uri")
 
 
-def build_manifest(source: str, uri: str, *, labels: str | None = None, split: str | None = None) -> Manifest:
-    """List a collection (folder, prefix or glob; see `collection`) and write its manifest to `uri`.
+def build_manifest(
+    source: str, uri: str, *, labels: str | None = None, split: str | None = None, prefix: str | None = None
+) -> Manifest:
+    """List a collection (see `collection`, `collection_table`, `inventory`) and write its manifest to `uri`.
 
-    `labels` names the folder of label files where the collection does not say it itself. Raises InputError for a
-    source that does not exist or holds no picture; then nothing stays at `uri`.
+    `prefix` is the part of an inventory's bucket that counts, and the root of its paths. `labels` names the folder of
+    label files where the collection does not say it itself. Raises InputError for a source that does not exist or
+    holds no picture; then nothing stays at `uri`.
     """
-    listing = list_table(source) if is_table(source) else list_collection(source, labels=labels)
+    if is_inventory(source):
+        listing = list_inventory(source, prefix=prefix, labels=labels)
+    elif prefix is not None:
+        raise InputError("--prefix is for an S3 Inventory", where=source, todo="write it into --source")
+    else:
+        listing = list_table(source) if is_table(source) else list_collection(source, labels=labels)
+    shown = ProgressLine()
     writer = ManifestWriter(uri, listing.extra_fields)
     try:
         for entry in listing:
             if split is None or entry.split == split:
                 writer.add(entry)
+                if writer.num_rows % 10_000 == 0:
+                    shown.show(f"listing: {writer.num_rows} pictures")
         if not writer.num_rows:
             raise InputError(
                 "no picture found",

@@ -14,8 +14,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # The rooms in the order data flows through them; a room imports only rooms to its left. This is the one list.
 ROOMS = (
-    "errors labels storage options schema decode cluster lease run progress timings board collection collection_table "
-    "manifest manifest_writer portion manifest_job regions "
+    "errors labels storage options schema decode cluster lease run progress timings board "
+    "collection collection_table inventory manifest manifest_writer portion manifest_job regions "
     "transforms samples label_scan models losses schedules metrics "
     "checkpoint tiling predictor rle masks sink readers statistics optimizer average event_files train_config "
     "selection validation train_loop train study trials comparison sweep segment_config suspects "

@@ -18,8 +18,11 @@ import pyarrow as pa
 
 from pipeline import cluster
 from pipeline.checkpoint import load_checkpoint
-from pipeline.manifest import Manifest
-from pipeline.manifest_job import manifest_of
+from pipeline.errors import InputError
+from pipeline.increment import carried_ids
+from pipeline.manifest import Manifest, open_manifest, read_rows_at
+from pipeline.manifest_job import manifest_of, portion_of, refuse_other_source
+from pipeline.manifest_writer import build_manifest
 from pipeline.predictor import Predictor
 from pipeline.progress import duration
 from pipeline.regions import RegionReader
@@ -34,18 +37,39 @@ _PROBED = 8  # pictures
 def forecast(config: SegmentConfig, result: dict[str, Any]) -> str:
     """The text of `--dry-run`; `result` is what decides a run. Raises InputError wherever the run would."""
     run = look_at_run(config.output, "segment", result, overwrite=config.overwrite)
+    if run.record.get("increment"):
+        raise InputError(
+            "an increment was interrupted half-way",
+            where=run.output,
+            todo="give the same command without --dry-run first",
+        )
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = manifest_of(run, config.source, portion=config.portion, keep_at=scratch)
+        manifest, ids, done = _committed(config, run, scratch)
         pending = np.zeros(manifest.num_rows, bool)
-        ids = config.portion.ids(manifest)
         pending[ids] = True
-        if not run.fresh:
-            pending &= ~committed_ids(run.output, manifest.num_rows, retry_failed=config.retry_failed)
+        pending &= ~done
         work = Work.of(manifest, pending)
         lines = [f"{work.told(int(ids.size))}"]
         if work.regions:
             lines += _how_long(config, run, manifest, pending, work.regions)
     return "\n".join([*lines, f"dry run: nothing was written; the results would lie in {run.at(PREDICTIONS)}"])
+
+
+def _committed(config: SegmentConfig, run: Run, scratch: str) -> tuple[Manifest, np.ndarray, np.ndarray]:
+    """The manifest that the run would work off, the ids it would select, and bool[num_rows]: what needs no work."""
+    if config.incremental and "manifest" in run.record:
+        config.portion.require_to_hold(portion_of(run), run.output)
+        given = open_manifest(config.source)
+        if given is None:
+            refuse_other_source(run, config.source)
+        manifest = given or build_manifest(config.source, scratch)
+        ids = config.portion.ids(manifest)
+        return manifest, ids, carried_ids(run, manifest, ids, retry_failed=config.retry_failed)
+    manifest = manifest_of(run, config.source, portion=config.portion, keep_at=scratch)
+    ids = config.portion.ids(manifest)
+    if run.fresh:
+        return manifest, ids, np.zeros(manifest.num_rows, bool)
+    return manifest, ids, committed_ids(run.output, manifest.num_rows, retry_failed=config.retry_failed)
 
 
 @dataclass
@@ -154,10 +178,6 @@ def _sampled(manifest: Manifest, pending: np.ndarray) -> list[dict[str, Any]]:
     """Rows of pending regions, evenly spaced."""
     ids = np.flatnonzero(pending)
     chosen = ids[np.linspace(0, ids.size - 1, min(_PROBED, ids.size)).astype(int)]
-    rows: list[dict[str, Any]] = []
-    for unit in manifest.units():
-        here = chosen[(chosen >= unit.first_id) & (chosen < unit.first_id + unit.num_rows)] - unit.first_id
-        if here.size:
-            columns = ["uri", "kind", "size_bytes", "version", "window", "frame"]
-            rows += unit.read(columns).take(pa.array(here)).to_pylist()
+    columns = ["uri", "kind", "size_bytes", "version", "window", "frame"]
+    rows: list[dict[str, Any]] = read_rows_at(list(manifest.units()), chosen, columns).to_pylist()
     return rows

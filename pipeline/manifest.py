@@ -110,6 +110,22 @@ class Manifest:
             yield table if split is None else table.filter(pc.equal(table["split"], split))
 
 
+def read_rows_at(units: list[Unit], ids: np.ndarray, columns: list[str]) -> pa.Table:
+    """The rows of these ids, in the order of `ids`; `units` are all of a manifest's."""
+    order = np.argsort(ids, kind="stable")
+    wanted = ids[order]
+    parts = []
+    for unit in units:
+        begin, end = np.searchsorted(wanted, [unit.first_id, unit.first_id + unit.num_rows])
+        if begin < end:
+            parts.append(unit.read(columns).take(pa.array(wanted[begin:end] - unit.first_id)))
+    if not parts:
+        return units[0].read(columns).slice(0, 0)
+    back = np.empty_like(order)
+    back[order] = np.arange(order.size)
+    return pa.concat_tables(parts).take(pa.array(back))
+
+
 def region_key(path: str, window: tuple[int, int, int, int] | None = None, frame: int | None = None) -> str:
     """A region's identity: 32 hex digits of a 128-bit hash of path (relative to the root), window and frame."""
     text = f"{path}\0{window or ''}\0{'' if frame is None else frame}"

@@ -66,18 +66,11 @@ def manifest_of(
     """
     portion = portion or Portion()
     given = open_manifest(source)
-    before = run.record.get("source")
-    if given is None and before not in (None, storage.absolute(source)):
-        raise InputError(
-            "output folder holds another run: source differs",
-            where=run.output,
-            found=before,
-            expected=source,
-            todo="give another --output, the same source as before, or --overwrite",
-        )
+    if given is None:
+        refuse_other_source(run, source)
     grown = False
     if "manifest" in run.record:
-        done = Portion.from_json(run.record.get("portion", {"split": run.record["manifest"].get("split")}))
+        done = portion_of(run)
         portion.require_to_hold(done, run.output)
         grown = portion != done
         if grown:
@@ -93,3 +86,21 @@ def manifest_of(
         portion=portion.to_json(),
     )
     return manifest
+
+
+def portion_of(run: Run) -> Portion:
+    """The part of its manifest that a run was made for."""
+    return Portion.from_json(run.record.get("portion", {"split": run.record["manifest"].get("split")}))
+
+
+def refuse_other_source(run: Run, source: str) -> None:
+    """Raises InputError where a run was made from another collection."""
+    before = run.record.get("source")
+    if before not in (None, storage.absolute(source)):
+        raise InputError(
+            "output folder holds another run: source differs",
+            where=run.output,
+            found=before,
+            expected=source,
+            todo="give another --output, the same source as before, or --overwrite",
+        )

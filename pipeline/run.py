@@ -62,11 +62,13 @@ class Run:
             if self._lease is not None:
                 storage.write_json(self.at(RUN), self._record)
 
-    def set_manifest(self, parts: dict[str, Any], *, reopen: bool = False, **beside: Any) -> None:
+    def set_manifest(
+        self, parts: dict[str, Any], *, reopen: bool = False, replace: bool = False, **beside: Any
+    ) -> None:
         """Fix what went in, with values `beside` it in the same put; `reopen` where a complete run gets more to do.
-        Raises InputError where the folder's run was made from other content."""
+        Raises InputError where the folder's run was made from other content, unless it is to `replace` that."""
         before = self._record.get("manifest")
-        if before is not None:
+        if before is not None and not replace:
             _refuse_other(self.output, "manifest", before, parts)
         if reopen:
             self.reopen()

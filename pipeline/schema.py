@@ -52,6 +52,7 @@ _RESULT = [
     pa.field("transform", pa.list_(pa.float64())),  # rasters only: the six numbers of the affine transform
 ]
 
+RESULT_COLUMNS = tuple(field.name for field in _RESULT)
 MASK_COLUMNS = ("mask", "mask_format", "mask_dtype", "height", "width")  # what decoding a mask takes
 
 STATISTICS = pa.schema(

@@ -18,6 +18,7 @@ from pipeline import cluster, schema, storage
 from pipeline.checkpoint import load_checkpoint, weights_fingerprint
 from pipeline.errors import PipelineError
 from pipeline.forecast import forecast
+from pipeline.increment import settle, take_increment
 from pipeline.labels import LabelSet
 from pipeline.manifest import Manifest
 from pipeline.manifest_job import manifest_of
@@ -44,7 +45,8 @@ def segment(config: SegmentConfig) -> str:
     with open_run(
         config.output, "segment", result, config, overwrite=config.overwrite, single_writer=config.single_writer
     ) as run:
-        manifest = manifest_of(run, config.source, portion=config.portion)
+        settle(run)
+        manifest = _manifest(config, run, spec.label_set)
         if run.summary is not None and not (config.retry_failed and run.summary["failed"]):
             return f"complete: {_told(run.summary)} in {run.at(PREDICTIONS)}"
         ids = config.portion.ids(manifest)
@@ -57,6 +59,20 @@ def segment(config: SegmentConfig) -> str:
         for line in told(summary["speed"], config.price_per_hour) if summary["speed"] else []:
             say(line)
         return f"{_told(summary)} in {run.at(PREDICTIONS)}"
+
+
+def _manifest(config: SegmentConfig, run: Run, label_set: LabelSet) -> Manifest:
+    if not config.incremental or "manifest" not in run.record:
+        return manifest_of(run, config.source, portion=config.portion)
+
+    def results(manifest: Manifest, manifest_fingerprint: str) -> pa.Schema:
+        told = metadata(label_set, run.record["result_fingerprint"], manifest_fingerprint)
+        return Columns(tuple(manifest.travelling), told).results
+
+    def connect() -> None:
+        cluster.connect([config.output], shared_filesystem=config.shared_filesystem)
+
+    return take_increment(run, config.source, config.portion, results, connect)
 
 
 @dataclass

@@ -27,6 +27,7 @@ class SegmentConfig:
         sample: only this share of them, such as 0.01; drawn by key, so it is the same pictures in every run
         limit: only the first so many of them
         max_failure_rate: stop when a larger share of the regions fails (looked at after 200 and at the end; 1 = never)
+        incremental: list again; do what is new or changed, keep the rows of unchanged pictures, drop those of gone ones
         retry_failed: do the regions again that failed, also of a complete run
         rows_per_file: rows of one Parquet file (default: 128 MiB or 5 minutes of work)
         overwrite: remove the run that the output folder holds
@@ -55,6 +56,7 @@ class SegmentConfig:
     sample: float | None = None
     limit: int | None = None
     max_failure_rate: float = 0.05
+    incremental: bool = False
     retry_failed: bool = False
     rows_per_file: int | None = None
     overwrite: bool = False
@@ -83,6 +85,8 @@ class SegmentConfig:
             raise InputError("--rows-per-file is out of range", found=self.rows_per_file, expected="1 or more")
         if self.price_per_hour is not None and self.price_per_hour < 0:
             raise InputError("--price-per-hour is out of range", found=self.price_per_hour, expected="0 or more")
+        if self.incremental and self.overwrite:
+            raise InputError("--incremental keeps what --overwrite removes", todo="give one of them")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError("unknown device", found=self.device, expected="auto, cpu or cuda")
 

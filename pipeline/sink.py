@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,18 +149,28 @@ class Sink:
         return [self._held(name) for name in storage.list_names(self._held_uri) if name.endswith(".parquet")]
 
     def _ok_files(self) -> list[str]:
-        return [uri for uri in prediction_files(self.output) if uri.rsplit("/", 1)[-1].startswith("ok-")]
+        return [uri for uri in prediction_files(self.output) if is_ok(uri)]
+
+
+def committed_files(output: str) -> list[str]:
+    """The files of committed rows, relative to the output folder: the public ones, and the failed rows held back."""
+    held = [f"{ATTEMPTS}/{HELD}/{name}" for name in storage.list_names(storage.join(output, ATTEMPTS, HELD))]
+    public = [f"{PREDICTIONS}/{name}" for name in storage.list_names(storage.join(output, PREDICTIONS))]
+    return [name for name in [*public, *held] if name.endswith(".parquet")]
 
 
 def committed_ids(output: str, num_ids: int, *, retry_failed: bool = False) -> np.ndarray:
     """bool[num_ids]: the regions with a row in an output folder; with `retry_failed` only those with an `ok` row."""
-    held_uri = storage.join(output, ATTEMPTS, HELD)
-    held = [storage.join(held_uri, name) for name in storage.list_names(held_uri) if name.endswith(".parquet")]
     done = np.zeros(num_ids, bool)
-    for uri in [*prediction_files(output), *held]:
-        if uri.rsplit("/", 1)[-1].startswith("ok-") or not retry_failed:
-            done[_ids(uri)] = True
+    for name in committed_files(output):
+        if is_ok(name) or not retry_failed:
+            done[_ids(storage.join(output, name))] = True
     return done
+
+
+def is_ok(name: str) -> bool:
+    """Whether a file of committed rows is one of `ok` rows."""
+    return name.rsplit("/", 1)[-1].startswith("ok-")
 
 
 def prediction_files(uri: str) -> list[str]:
@@ -229,14 +239,21 @@ def metadata(label_set: LabelSet, result_fingerprint: str, manifest_fingerprint:
     }
 
 
-def _put_table(uri: str, table: pa.Table) -> int:
-    rows_per_group = max(1, int(table.num_rows * ROW_GROUP_BYTES / max(table.nbytes, 1)))
+def put_tables(uri: str, columns: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Put rows as one file, a row group (or more, where it is large) for each table; its size in bytes."""
     buffer = pa.BufferOutputStream()
-    plain = [field.name for field in table.schema if field.name != "mask"]  # a dictionary of masks only costs
-    pq.write_table(table, buffer, compression="zstd", row_group_size=rows_per_group, use_dictionary=plain)
+    plain = [name for name in columns.names if name != "mask"]  # a dictionary of masks only costs
+    with pq.ParquetWriter(buffer, columns, compression="zstd", use_dictionary=plain) as writer:
+        for table in tables:
+            rows_per_group = max(1, int(table.num_rows * ROW_GROUP_BYTES / max(table.nbytes, 1)))
+            writer.write_table(table, row_group_size=rows_per_group)
     data = buffer.getvalue().to_pybytes()
     storage.write_bytes(uri, data)
     return len(data)
+
+
+def _put_table(uri: str, table: pa.Table) -> int:
+    return put_tables(uri, table.schema, [table])
 
 
 def _read(uri: str, columns: list[str] | None = None) -> pa.Table:

@@ -21,7 +21,7 @@ import torch
 from conftest import Finished, end, start_job
 from PIL import Image
 
-from pipeline import read_predictions, storage
+from pipeline import increment, read_predictions, storage
 from pipeline.checkpoint import ModelSpec, load_checkpoint, save_checkpoint
 from pipeline.errors import InputError, PipelineError
 from pipeline.labels import CAMVID
@@ -203,6 +203,40 @@ def test_a_dry_run_tells_and_writes_nothing(undisturbed: Path, checkpoint: str, 
     told = segment(replace(again, tile_px=512, overwrite=True))
     assert told.startswith("would segment 60 of 60") and "estimated from 8 pictures" in told
     assert {f.path: f.version for f in storage.walk_files(str(undisturbed))} == before
+
+
+def test_incremental_does_what_is_new_or_changed(
+    undisturbed: Path, checkpoint: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(increment, "_BYTES_HERE", 0)  # carried by Ray's workers, as large runs are
+    folder, output = tmp_path / "c", str(tmp_path / "out")
+    folder.mkdir()
+    source_of = {f"{i:03d}.png": f"{i:03d}.png" for i in range(8)}  # name -> the picture that it is a copy of
+    for name in source_of:
+        shutil.copy2(pictures / name, folder / name)
+    config = SegmentConfig(str(folder), checkpoint, output, num_predictors=1, rows_per_file=3)
+    segment(config)
+    first = rows_of(output)
+    (folder / "001.png").unlink()
+    source_of |= {"002.png": "020.png", "0020.png": "031.png"}
+    del source_of["001.png"]
+    for name in ("002.png", "0020.png"):
+        shutil.copyfile(pictures / source_of[name], folder / name)
+    with pytest.raises(InputError, match="give one of them"):
+        replace(config, incremental=True, overwrite=True)
+    tonight = replace(config, incremental=True)
+    assert segment(config).startswith("complete: 8 of 8")
+    assert segment(replace(tonight, dry_run=True)).startswith("would segment 2 of 8 regions (2 pictures; ")
+    assert segment(tonight).startswith("8 of 8 regions ok")
+    now = {row["path"]: row for row in rows_of(output).values()}
+    right = {row["path"]: row["mask"] for row in rows_of(undisturbed).values()}
+    assert now.keys() == source_of.keys()
+    for name, copied in source_of.items():
+        assert np.array_equal(now[name]["mask"], right[copied])
+    carried = [key for key, row in first.items() if row["path"] in source_of and row["path"] != "002.png"]
+    assert len(carried) == 6 and same_masks({k: first[k] for k in carried}, {k: rows_of(output)[k] for k in carried})
+    whole = pq.read_table(tmp_path / "out" / "statistics").to_pylist()[0]
+    assert whole["ok"] == 8 and segment(tonight).startswith("complete: 8 of 8")
 
 
 def test_a_driver_killed_in_mid_run_is_followed_without_a_trace(

@@ -48,7 +48,7 @@ class SegmentStream:
     def run(self, pending: np.ndarray, attempt_uri: str) -> Iterator[Landed]:
         """Do the regions of a bitmap (bool, one a region of the manifest)."""
         rows_per_file = self.config.rows_per_file
-        for units, count in self._slices(pending):
+        for units, count in self.slices(pending):
             started_s, rows, size_bytes = time.monotonic(), 0, 0
             for landed in self._dataset(units, pending, count, rows_per_file or 1024, attempt_uri):
                 yield landed
@@ -57,7 +57,7 @@ class SegmentStream:
                 by_work = rows / (time.monotonic() - started_s) * _FILE_WORK_S
                 rows_per_file = int(max(64, min(_FILE_BYTES / max(size_bytes / rows, 1), by_work)))
 
-    def _slices(self, pending: np.ndarray) -> Iterator[tuple[list[Unit], int]]:
+    def slices(self, pending: np.ndarray) -> Iterator[tuple[list[Unit], int]]:
         """The manifest's row groups that hold pending rows, and how many, in slices of `_ROWS_PER_SLICE`."""
         units: list[Unit] = []
         count = 0

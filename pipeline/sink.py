@@ -88,16 +88,17 @@ class Sink:
 
     def failed(self) -> Iterator[pa.Table]:
         """The failed rows that stand: of each region without an `ok` row, the newest."""
-        held = self._held_files()
+        held = sorted(self._held_files(), key=_attempt_number, reverse=True)
         if not held:
             return
-        ok_ids = [_ids(uri) for uri in self._ok_files()]
-        taken = np.unique(np.concatenate(ok_ids)) if ok_ids else np.zeros(0, np.int64)
-        for uri in sorted(held, key=_attempt_number, reverse=True):
+        taken = _Ids()
+        for uri in self._ok_files():
+            taken.add(_ids(uri))
+        for uri in held:
             table = _read(uri)
             ids = table["region_id"].to_numpy()
-            fresh = ~np.isin(ids, taken)
-            taken = np.union1d(taken, ids)
+            fresh = ~taken.holds(ids)
+            taken.add(ids)
             if fresh.any():
                 yield table.filter(pa.array(fresh))
 
@@ -113,11 +114,14 @@ class Sink:
 
     def audit(self, expected_ids: np.ndarray) -> None:
         """Each expected region once, no other. Raises PipelineError with the counts."""
-        found = [_ids(uri) for uri in prediction_files(self.output)]
-        ids = np.sort(np.concatenate(found)) if found else np.zeros(0, np.int64)
-        missing = np.setdiff1d(expected_ids, ids).size
-        foreign = np.setdiff1d(ids, expected_ids).size
-        duplicated = ids.size - np.unique(ids).size
+        seen, duplicated = _Ids(), 0
+        for uri in prediction_files(self.output):
+            ids = _ids(uri)
+            once = np.unique(ids)
+            duplicated += ids.size - once.size + int(seen.holds(once).sum())
+            seen.add(once)
+        missing = int((~seen.holds(expected_ids)).sum())
+        foreign = seen.count() - (expected_ids.size - missing)
         if missing or foreign or duplicated:
             raise PipelineError(
                 f"audit of {self.predictions_uri} failed: {missing} regions missing, {duplicated} rows twice,"
@@ -264,6 +268,28 @@ def _read(uri: str, columns: list[str] | None = None) -> pa.Table:
 
 def _ids(uri: str) -> np.ndarray:
     return _read(uri, ["region_id"])["region_id"].to_numpy()
+
+
+class _Ids:
+    """A set of region ids, a byte for each up to the largest."""
+
+    def __init__(self) -> None:
+        self._held = np.zeros(0, bool)
+
+    def add(self, ids: np.ndarray) -> None:
+        if ids.size and ids.max() >= self._held.size:
+            self._held = np.concatenate([self._held, np.zeros(max(int(ids.max()) + 1, self._held.size), bool)])
+        self._held[ids] = True
+
+    def holds(self, ids: np.ndarray) -> np.ndarray:
+        """bool[n]"""
+        inside = ids < self._held.size
+        found = np.zeros(ids.size, bool)
+        found[inside] = self._held[ids[inside]]
+        return found
+
+    def count(self) -> int:
+        return int(self._held.sum())
 
 
 def _attempt_number(name: str) -> int:

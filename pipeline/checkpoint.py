@@ -1,6 +1,7 @@
 """A trained network as a folder that needs nothing else: `weights-<hash>.safetensors` and, written last, `model.json`.
 
-`model.json` names the weights file with its size and sha256, so replacing a checkpoint is one atomic put: a reader sees
+An exported network is a program that holds its weights: `program-<hash>.pt2` stands in their place.
+`model.json` names the file with its size and sha256, so replacing a checkpoint is one atomic put: a reader sees
 the old network or the new one, and anything half-written has no `model.json` that fits it. No pickle is read.
 """
 
@@ -21,8 +22,10 @@ from pipeline.errors import InputError
 from pipeline.labels import LabelSet
 from pipeline.models import build_model, structure_options
 from pipeline.models.backbones import load_weights
+from pipeline.models.exported_model import ExportedModel
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2  # 2: `input_size`, `class_map` or a program, which a reader of version 1 would pass over
+_PREFIXES = ("weights-", "program-")
 DESCRIPTION = "model.json"
 
 
@@ -31,7 +34,11 @@ class ModelSpec:
     """All that is needed to rebuild a network, feed it pixels and read its class ids.
 
     A pixel enters as (pixel / scale - mean) / std, band by band, in `channel_order`; pictures are padded to a multiple
-    of `size_multiple` pixels. `fingerprint` is the training run's, `metrics` what it measured.
+    of `size_multiple` pixels. With `input_size` (height, width) every picture is resized to it (bilinear, antialiased)
+    and the logits are brought back to the picture's size (bilinear). `class_map` gives for each output channel the
+    class it stands for, or None for none of the label set's; without it the channels are the classes.
+    `fingerprint` is the training run's, `metrics` what it measured; `imported_from` names where a network that was
+    trained elsewhere came from.
     """
 
     model: str
@@ -46,6 +53,9 @@ class ModelSpec:
     output_stride: int | None = None
     fingerprint: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
+    input_size: tuple[int, int] | None = None
+    class_map: tuple[int | None, ...] | None = None
+    imported_from: str = ""
 
     def __post_init__(self) -> None:
         if len(self.mean) != self.bands or len(self.std) != self.bands:
@@ -62,37 +72,57 @@ class ModelSpec:
             )
         if self.channel_order not in ("rgb", "bgr"):
             raise InputError("channel order out of range", found=self.channel_order, expected="rgb or bgr")
+        if self.input_size is not None and (len(self.input_size) != 2 or min(self.input_size) < 1):
+            raise InputError("input size out of range", found=self.input_size, expected="height and width, above 0")
+        wrong = [k for k in self.class_map or () if k is not None and not 0 <= k < self.label_set.num_classes]
+        if wrong:
+            raise InputError(
+                "class map leads out of the label set",
+                found=f"class {wrong[0]}",
+                expected=f"0 to {self.label_set.num_classes - 1} of {self.label_set.name}",
+            )
 
-    def build(self) -> nn.Module:
-        """The network with random weights."""
-        options = structure_options(self.options)
-        return build_model(self.model, num_classes=self.label_set.num_classes, in_channels=self.bands, **options)
+    @property
+    def num_channels(self) -> int:
+        """How many output channels the network has."""
+        return self.label_set.num_classes if self.class_map is None else len(self.class_map)
+
+    def build(self, **options: Any) -> nn.Module:
+        """The network with random weights; `options` beside those kept here."""
+        options = {**structure_options(self.options), **options}
+        return build_model(self.model, num_classes=self.num_channels, in_channels=self.bands, **options)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "label_set": self.label_set.to_json()}
+        """As in model.json; what is not set of the later fields is left out, as it was before there were any."""
+        text = {**asdict(self), "label_set": self.label_set.to_json()}
+        return {k: v for k, v in text.items() if v or k not in ("input_size", "class_map", "imported_from")}
 
     @classmethod
     def from_json(cls, text: dict[str, Any]) -> ModelSpec:
         """The inverse of `to_json`; keys it does not know (of a newer version) are left out."""
         values = {key: value for key, value in text.items() if key in cls.__dataclass_fields__}
         values["label_set"] = LabelSet.from_json(values["label_set"])
-        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        for name in ("mean", "std", "input_size", "class_map"):
+            if values.get(name) is not None or name in ("mean", "std"):
+                values[name] = tuple(values[name])
+        return cls(**values)
 
 
 def save_checkpoint(uri: str, model: nn.Module, spec: ModelSpec) -> None:
     """Write or replace the checkpoint folder `uri`; a checkpoint that stands there is never seen half-replaced."""
-    data = safetensors.torch.save(_plain_state(model))
+    data = _file_of(model)
     sha256 = hashlib.sha256(data).hexdigest()
-    name = f"weights-{sha256[:8]}.safetensors"
+    name = f"program-{sha256[:8]}.pt2" if isinstance(model, ExportedModel) else f"weights-{sha256[:8]}.safetensors"
     storage.write_bytes(storage.join(uri, name), data)
+    later = isinstance(model, ExportedModel) or spec.input_size is not None or spec.class_map is not None
     description = {
-        "checkpoint_version": CHECKPOINT_VERSION,
+        "checkpoint_version": CHECKPOINT_VERSION if later else 1,
         **spec.to_json(),
         "files": {name: {"size_bytes": len(data), "sha256": sha256}},
     }
     storage.write_json(storage.join(uri, DESCRIPTION), description)
     for other in storage.list_names(uri):
-        if other.startswith("weights-") and other != name:
+        if other.startswith(_PREFIXES) and other != name:
             storage.remove(storage.join(uri, other))
 
 
@@ -116,6 +146,8 @@ def load_checkpoint(uri: str) -> tuple[nn.Module, ModelSpec]:
     if hashlib.sha256(data).hexdigest() != file["sha256"]:
         raise _damaged(uri, found=f"{name} with another sha256", expected=file["sha256"])
     spec = _spec(uri, description)
+    if name.startswith("program-"):
+        return spec.build(program=data).eval(), spec
     with torch.random.fork_rng(devices=[]):  # the random weights below are overwritten: nobody's seed should feel it
         model = spec.build()
     load_weights(model, safetensors.torch.load(data), where=storage.join(uri, name))
@@ -130,15 +162,23 @@ def read_spec(uri: str) -> ModelSpec:
 def weights_fingerprint(uri: str) -> str:
     """sha256 (hex) of everything in a checkpoint that can change a mask: weights, structure, normalisation, labels."""
     description = _describe(uri)
-    spec = _spec(uri, description)
-    decisive = {
-        **spec.to_json(),
-        "options": structure_options(spec.options),
-        "weights": sorted(file["sha256"] for file in description["files"].values()),
-    }
-    for other in ("fingerprint", "metrics"):
-        del decisive[other]
+    return _fingerprint(_spec(uri, description), [file["sha256"] for file in description["files"].values()])
+
+
+def network_fingerprint(model: nn.Module, spec: ModelSpec) -> str:
+    """The `weights_fingerprint` of the checkpoint that `save_checkpoint` would write."""
+    return _fingerprint(spec, [hashlib.sha256(_file_of(model)).hexdigest()])
+
+
+def _fingerprint(spec: ModelSpec, sha256s: list[str]) -> str:
+    decisive = {**spec.to_json(), "options": structure_options(spec.options), "weights": sorted(sha256s)}
+    for other in ("fingerprint", "metrics", "imported_from"):
+        decisive.pop(other, None)
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _file_of(model: nn.Module) -> bytes:
+    return model.program if isinstance(model, ExportedModel) else safetensors.torch.save(_plain_state(model))
 
 
 def _plain_state(model: nn.Module) -> dict[str, torch.Tensor]:

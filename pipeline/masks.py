@@ -9,11 +9,13 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pipeline.labels import LabelSet
 from pipeline.rle import decode_coco, encode_coco
 
+_SHOWN_PX = 960  # the longer side of a picture shown to people
+_LEGEND_PX, _LEGEND_ROW_PX = 150, 20
 MASK_FORMATS = ("raw", "png", "rle")
 
 
@@ -80,6 +82,38 @@ def to_png(class_map: np.ndarray, label_set: LabelSet, colored: bool = True) -> 
     else:
         picture = Image.fromarray(colorize(class_map, label_set))
     return _png(picture)
+
+
+def beside(picture: np.ndarray, class_map: np.ndarray, label_set: LabelSet) -> bytes:
+    """A PNG for people: the picture (H x W x 3 uint8), its classes in their colours, and which share each has.
+
+    Large pictures are shown smaller.
+    """
+    height, width = class_map.shape
+    zoom = min(1.0, _SHOWN_PX / max(height, width))
+    size = max(1, round(width * zoom)), max(1, round(height * zoom))
+    left = Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BILINEAR)
+    right = Image.fromarray(colorize(class_map, label_set)).resize(size, Image.Resampling.NEAREST)
+    pixels = np.bincount(class_map.ravel(), minlength=label_set.num_classes)
+    entries = [
+        (f"{label_set.names[k]} {100 * pixels[k] / class_map.size:.1f} %", label_set.colors[k])
+        for k in np.argsort(-pixels[: label_set.num_classes], kind="stable")
+        if pixels[k]
+    ]
+    unpredicted = class_map.size - int(pixels[: label_set.num_classes].sum())
+    if unpredicted:
+        entries.append((f"no prediction {100 * unpredicted / class_map.size:.1f} %", (0, 0, 0)))
+    rows = max(1, size[1] // _LEGEND_ROW_PX)
+    columns = -(-len(entries) // rows)
+    shown = Image.new("RGB", (2 * size[0] + columns * _LEGEND_PX, max(size[1], _LEGEND_ROW_PX)), "white")
+    shown.paste(left, (0, 0))
+    shown.paste(right, (size[0], 0))
+    draw = ImageDraw.Draw(shown)
+    for i, (text, color) in enumerate(entries):
+        x, y = 2 * size[0] + i // rows * _LEGEND_PX + 6, i % rows * _LEGEND_ROW_PX
+        draw.rectangle((x, y + 4, x + 12, y + 16), fill=color, outline="black")
+        draw.text((x + 18, y + 4), text, fill="black")
+    return _png(shown)
 
 
 def _grey_png(class_map: np.ndarray) -> bytes:

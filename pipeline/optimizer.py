@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_BACKBONES = ("encoder.", "backbone.", "network.backbone.")  # what the networks here call theirs
+_BACKBONES = ("encoder.", "backbone.", "network.backbone.", "network.encoder.")  # what the networks here call theirs
 
 
 def parameter_groups(
@@ -15,11 +15,13 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Backbone (`learning_rate` times `backbone_rate`) and the rest, each with and without weight decay.
 
-    Norms and biases have none. `base_rate` is what a schedule's factor multiplies.
+    Norms and biases have none. `base_rate` is what a schedule's factor multiplies. A network whose backbone is called
+    otherwise says so in `backbone_prefixes`.
     """
+    backbones = (*_BACKBONES, *getattr(model, "backbone_prefixes", ()))
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        groups.setdefault((name.startswith(_BACKBONES), parameter.ndim > 1), []).append(parameter)
+        groups.setdefault((name.startswith(backbones), parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": parameters,

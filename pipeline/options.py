@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import keyword
 import os
 import re
 import sys
@@ -39,7 +40,7 @@ def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
     parser.add_class_arguments(config_class, nested_key=None)
     if "--help" in arguments:
         # options are shown as they are written, with hyphens; underscores are accepted
-        print(re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), parser.format_help()), end="")
+        print(re.sub(r"--(\w+)", lambda flag: _flag(flag[1]), parser.format_help()), end="")
         sys.exit(0)
     read = {} if config_uri is None else _known(_read_config(config_uri), fields, config_uri)
     try:
@@ -53,7 +54,7 @@ def parse(config_class: type[Config], argv: Sequence[str]) -> Config:
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and values.get(name) is None
     ]
     if missing:
-        raise InputError(f"--{missing[0].replace('_', '-')} is missing", todo="see --help")
+        raise InputError(f"{_flag(missing[0])} is missing", todo="see --help")
     config = config_class(**{name: values[name] for name in fields if name in values})
     if print_config:
         print(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), end="")  # type: ignore[call-overload]
@@ -72,11 +73,11 @@ def _parse_error(text: str) -> InputError:
     """jsonargparse's message as one of ours."""
     required = re.search(r"arguments are required: (\S+)", text)
     if required:
-        return InputError(f"--{required[1].strip(',').replace('_', '-')} is missing", todo="see --help")
+        return InputError(f"{_flag(required[1].strip(','))} is missing", todo="see --help")
     wrong = re.search(r'Parser key "(\w+)":\s*(.*?)\.? Got value:\s*(.*)', text, re.S)
     if wrong:
         kind = re.sub(r"Expected an? (<class '(\w+)'>)?", r"\2", wrong[2]) or wrong[2]
-        return InputError(f"--{wrong[1].replace('_', '-')} has a wrong value", found=wrong[3], expected=kind.strip())
+        return InputError(f"{_flag(wrong[1])} has a wrong value", found=wrong[3], expected=kind.strip())
     return InputError(" ".join(text.split()), todo="see --help")
 
 
@@ -96,10 +97,10 @@ def _prepare(argv: list[str], fields: dict[str, Any]) -> tuple[list[str], str | 
         if not argument.startswith("--"):
             raise InputError(f"unexpected argument {argument!r}", expected="--name value", todo="see --help")
         name, equals, value = argument[2:].partition("=")
-        name = name.replace("-", "_")
+        name = _field_name(name)
         if name not in known:
-            flag = f"--{name.replace('_', '-')}"
-            hint = nearest(flag, [f"--{other.replace('_', '-')}" for other in known])
+            flag = _flag(name)
+            hint = nearest(flag, [_flag(other) for other in known])
             raise InputError(f"there is no option {flag}", todo=f"{hint}see --help")
         if name == "print_config":
             print_config = True
@@ -110,7 +111,7 @@ def _prepare(argv: list[str], fields: dict[str, Any]) -> tuple[list[str], str | 
             if takes_none and (following is None or following.lower() not in ("true", "false", "yes", "no")):
                 value = "true"
             elif following is None or (following.startswith("--") and len(following) > 2):
-                raise InputError(f"--{name.replace('_', '-')} needs a value", todo="see --help")
+                raise InputError(f"{_flag(name)} needs a value", todo="see --help")
             else:
                 value, position = following, position + 1
         if name == "config":
@@ -134,11 +135,22 @@ def _read_config(uri: str) -> dict[str, Any]:
 
 def _known(values: dict[str, Any], fields: dict[str, Any], where: str | None) -> dict[str, Any]:
     """The values by field name (hyphens and underscores alike). InputError for one that is no field."""
-    read = {str(name).replace("-", "_"): value for name, value in values.items()}
+    read = {_field_name(str(name)): value for name, value in values.items()}
     for name in read:
         if name not in fields:
             raise InputError(f"there is no option {name!r}", where=where, todo=f"{nearest(name, fields)}see --help")
     return read
+
+
+def _field_name(option: str) -> str:
+    """`num-workers` -> `num_workers`, `try` -> `try_`: what an option is called in the dataclass."""
+    name = option.replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
+def _flag(field_name: str) -> str:
+    """The inverse: how an option is written on the command line."""
+    return f"--{field_name.rstrip('_').replace('_', '-')}"
 
 
 def _flags_of(values: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 The same picture gives the same mask whatever else is in the call: a forward sees pictures of one shape only and always
 a full batch (the last one is padded), because the shape of a batch chooses the algorithms and so a network's last bits.
 What the network sees of a large picture is cut into tiles of one shape that overlap; only the inner part of each is
-kept.
+kept. A network that wants pictures of one size (`ModelSpec.input_size`) sees each picture whole, resized to it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,11 +21,13 @@ from torch.nn import functional
 from pipeline.checkpoint import ModelSpec
 from pipeline.errors import InputError
 from pipeline.models.fold import fold_batch_norm
-from pipeline.tiling import Cut, cut_side
+from pipeline.models.limits import UNLIMITED, InputLimits, Range
+from pipeline.resizing import resize_pixels
+from pipeline.tiling import Cut, cut_fixed, cut_side
+from pipeline.winners import channel_classes, per_class, winners
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GRID_PX = 32  # the deepest stride of any network here: tiles that start on it see the same strided grid as the whole
-BAND_PX = 32768  # post-processing goes in bands of about as many pixels: K planes of them stay in a core's cache
 
 
 class DeviceError(RuntimeError):
@@ -33,13 +36,16 @@ class DeviceError(RuntimeError):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is known of one picture of H x W pixels and K classes."""
+    """What is known of one picture of H x W pixels and K classes.
+
+    A pixel whose winning channel stands for no class has no prediction: the ignore value, in none of the figures.
+    """
 
     class_map: np.ndarray  # H x W of the label set's mask_dtype
     class_pixels: np.ndarray  # int64, K
-    mean_confidence: float  # mean over pixels of the softmax of the winning class
+    mean_confidence: float  # mean over predicted pixels of the softmax of the winning channel; nan where there are none
     class_confidence: np.ndarray  # float64, K: the same per winning class, nan where a class does not occur
-    low_confidence_share: float  # of the pixels: winning softmax below `low_confidence`
+    low_confidence_share: float  # of the predicted pixels: winning softmax below `low_confidence`; nan likewise
 
 
 class Predictor:
@@ -47,7 +53,9 @@ class Predictor:
 
     `batch_size` is None (1 on a CPU, where larger ones gain nothing, 8 on a GPU) or the pictures (tiles) per forward;
     one too large for memory is halved for the pictures of that shape.
-    Pictures with a side over `tile_px` are tiled with at least `overlap_px` of overlap. `precision` is "auto" (float32
+    Pictures with a side over `tile_px` are tiled with at least `overlap_px` of overlap. A network with `limits` of its
+    own (an exported program) is fed within them: batches and pictures are padded to its least, tiled at its largest.
+    `precision` is "auto" (float32
     without TF32: a mask must not depend on the device), "float32", "bfloat16" or "float16". `threads` sets torch's
     threads for the whole process: their number changes a network's last bits. Raises InputError for an option out of
     range.
@@ -83,7 +91,8 @@ class Predictor:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.spec = spec
-        self.batch_size = batch_size or (8 if self.device.type == "cuda" else 1)
+        self.limits: InputLimits = getattr(model, "limits", UNLIMITED)
+        self.batch_size = self.limits.batch.clamp(batch_size or (8 if self.device.type == "cuda" else 1))
         self.tile_px, self.overlap_px = tile_px, overlap_px
         self.precision = "float32" if precision == "auto" else precision
         self.low_confidence = low_confidence
@@ -91,10 +100,13 @@ class Predictor:
         mean = torch.tensor(spec.mean, dtype=torch.float32, device=self.device)
         self._factor = (1 / (spec.scale * std))[:, None, None]
         self._shift = (-mean / std)[:, None, None]
-        side_px = math.ceil(128 / spec.size_multiple) * spec.size_multiple
-        example = torch.rand(1, spec.bands, side_px, side_px, generator=torch.Generator().manual_seed(0))
-        self.model = fold_batch_norm(model.to(self.device), example.to(self.device))
-        self.model = self.model.to(memory_format=torch.channels_last)
+        self._labels = channel_classes(spec).to(self.device) if spec.class_map is not None else None
+        self.model = model.to(self.device)
+        if self.limits is UNLIMITED:  # a traced program has no modules to fold
+            side_px = math.ceil(128 / spec.size_multiple) * spec.size_multiple
+            example = torch.rand(1, spec.bands, side_px, side_px, generator=torch.Generator().manual_seed(0))
+            self.model = fold_batch_norm(self.model, example.to(self.device))
+        self.model = self.model.to(memory_format=getattr(model, "memory_format", torch.channels_last))
         self._fits: dict[tuple[int, ...], int] = {}  # shape -> batch size, where the usual one was too large
 
     def predict(self, pictures: Sequence[np.ndarray]) -> list[Prediction | Exception]:
@@ -111,14 +123,26 @@ class Predictor:
                     f"picture of shape {'x'.join(map(str, picture.shape))}; the network takes HxWx{self.spec.bands}"
                 )
             else:
-                by_shape.setdefault(picture.shape, []).append(i)
-        for shape, members in by_shape.items():
-            cuts = [cut_side(side, self.tile_px, self.overlap_px, self.grid_px) for side in shape[:2]]
+                by_shape.setdefault(self.spec.input_size or picture.shape, []).append(i)
+        for members in by_shape.values():
             answered = [_Answer(pictures[i], self.spec) for i in members]
-            self._run([_Tile(answer, row, column) for answer in answered for row in cuts[0] for column in cuts[1]])
+            self._run([tile for answer in answered for tile in self._tiles(answer)])
             for i, answer in zip(members, answered, strict=True):
                 answers[i] = answer.error or answer.prediction()
         return [answer for answer in answers if answer is not None]
+
+    def _tiles(self, answer: _Answer) -> list[_Tile]:
+        height, width = answer.picture.shape[:2]
+        if self.spec.input_size is not None:
+            row, column = (Cut(slice(0, side), slice(0, side)) for side in (height, width))
+            return [_Tile(answer, row, column, self.spec.input_size)]
+        rows, columns = self._cuts(height, self.limits.height), self._cuts(width, self.limits.width)
+        return [_Tile(answer, row, column) for row in rows for column in columns]
+
+    def _cuts(self, side_px: int, limit: Range) -> list[Cut]:
+        if limit.high is not None and limit.high < max(self.tile_px, limit.low + 1):
+            return cut_fixed(side_px, limit.high - limit.high % self.spec.size_multiple, self.overlap_px)
+        return cut_side(side_px, self.tile_px, self.overlap_px, self.grid_px)
 
     def _run(self, tiles: list[_Tile]) -> None:
         """Predict tiles of one shape into their answers, in batches that fit into memory."""
@@ -131,8 +155,8 @@ class Predictor:
             except Exception as error:
                 if _is_broken(error):
                     raise DeviceError(f"{type(error).__name__}: {error}") from error
-                if _is_out_of_memory(error) and size > 1:
-                    self._fits[shape] = size // 2
+                if _is_out_of_memory(error) and size > self.limits.batch.low:
+                    self._fits[shape] = self.limits.batch.clamp(size // 2)
                     if self.device.type == "cuda":
                         torch.cuda.empty_cache()
                     continue
@@ -150,8 +174,7 @@ class Predictor:
             pixels = pixels[..., ::-1].copy()
         x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # N x B x H x W, channels last in memory
         x = x.to(torch.float32).mul_(self._factor).add_(self._shift)
-        height, width = x.shape[-2:]
-        bottom, right = -height % self.spec.size_multiple, -width % self.spec.size_multiple
+        bottom, right = self._padding(x.shape[-2], self.limits.height), self._padding(x.shape[-1], self.limits.width)
         if len(batch) < padded_size or bottom or right:  # with the mean colour, which is 0 here
             x = functional.pad(x, (0, right, 0, bottom, 0, 0, 0, padded_size - len(batch)))
             x = x.contiguous(memory_format=torch.channels_last)
@@ -161,15 +184,22 @@ class Predictor:
         autocast = torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32")
         with settings, autocast:
             logits = self.model(x)
-        expected = (padded_size, self.spec.label_set.num_classes, *x.shape[-2:])
+        expected = (padded_size, self.spec.num_channels, *x.shape[-2:])
         if tuple(logits.shape) != expected:
             raise ValueError(f"the network gave logits of shape {tuple(logits.shape)} instead of {expected}")
         # all of the batch before any answer is touched: a batch that fails half-way is run again
         found = [
-            _winners(tile_logits[(slice(None), *tile.inner)]) for tile, tile_logits in zip(batch, logits, strict=False)
+            winners(tile_logits[(slice(None), *tile.inner)], tile.enlarged)
+            for tile, tile_logits in zip(batch, logits, strict=False)
         ]
         for tile, (class_map, confidence) in zip(batch, found, strict=True):
+            if self._labels is not None:
+                class_map = self._labels[class_map.int()]
             tile.answer.add(tile.outer, class_map, confidence, self.low_confidence)
+
+    def _padding(self, side_px: int, limit: Range) -> int:
+        """How much is added to a side so that the network takes it."""
+        return max(limit.low - side_px, -side_px % self.spec.size_multiple)
 
 
 class _Answer:
@@ -182,27 +212,31 @@ class _Answer:
         self.class_pixels = np.zeros(spec.label_set.num_classes, dtype=np.int64)
         self.confidence_sum = np.zeros(spec.label_set.num_classes, dtype=np.float64)
         self.low_pixels = 0
+        self.some_unpredicted = spec.class_map is not None and None in spec.class_map
 
     def add(self, where: tuple[slice, slice], class_map: Tensor, confidence: Tensor, low_confidence: float) -> None:
-        pixels, sums = _per_class(class_map, confidence, len(self.class_pixels))
+        pixels, sums = per_class(class_map, confidence, len(self.class_pixels))
         self.class_map[where] = class_map.cpu().numpy()
         self.class_pixels += pixels.cpu().numpy()
         self.confidence_sum += sums.cpu().numpy()
-        self.low_pixels += int((confidence < low_confidence).sum())
-        if not np.isfinite(self.confidence_sum).all():
+        low = confidence < low_confidence
+        if self.some_unpredicted:
+            low &= class_map < len(self.class_pixels)
+        self.low_pixels += int(low.sum())
+        if not np.isfinite(self.confidence_sum).all() or (self.some_unpredicted and bool(confidence.isnan().any())):
             self.error = FloatingPointError("the network gave logits that are no numbers")
 
     def prediction(self) -> Prediction:
         occurs = self.class_pixels > 0
         means = np.full(len(occurs), np.nan)
         means[occurs] = self.confidence_sum[occurs] / self.class_pixels[occurs]
-        size = self.class_map.size
+        predicted = int(self.class_pixels.sum()) or math.nan
         return Prediction(
             self.class_map,
             self.class_pixels,
-            mean_confidence=float(self.confidence_sum.sum() / size),
+            mean_confidence=float(self.confidence_sum.sum() / predicted),
             class_confidence=means,
-            low_confidence_share=self.low_pixels / size,
+            low_confidence_share=self.low_pixels / predicted,
         )
 
 
@@ -213,10 +247,17 @@ class _Tile:
     answer: _Answer
     row: Cut
     column: Cut
+    input_size: tuple[int, int] | None = None  # what the network sees it resized to
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        pixels = self.answer.picture[self.row.read, self.column.read]
+        return pixels if self.input_size is None else resize_pixels(pixels, self.input_size)
 
     @property
-    def pixels(self) -> np.ndarray:
-        return self.answer.picture[self.row.read, self.column.read]
+    def enlarged(self) -> tuple[int, int] | None:
+        """The size that its logits are brought back to."""
+        return None if self.input_size is None else self.answer.picture.shape[:2]
 
     @property
     def outer(self) -> tuple[slice, slice]:
@@ -225,47 +266,13 @@ class _Tile:
 
     @property
     def inner(self) -> tuple[slice, slice]:
-        """What is kept, in pixels of the tile."""
+        """What is kept, in pixels of the network's output."""
+        if self.input_size is not None:
+            return slice(0, self.input_size[0]), slice(0, self.input_size[1])
         row, column = (
             slice(cut.keep.start - cut.read.start, cut.keep.stop - cut.read.start) for cut in (self.row, self.column)
         )
         return row, column
-
-
-def _winners(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits K x H x W -> the winning class (H x W, uint8 or int32) and its softmax (H x W float32).
-
-    A running maximum over the K planes, in bands of rows: argmax over K x H x W costs several times as much on a CPU.
-    Of equal classes the first wins, as in argmax.
-    """
-    classes, height, width = logits.shape
-    kind = torch.uint8 if classes <= 254 else torch.int32
-    class_map = torch.empty(height, width, dtype=kind, device=logits.device)
-    confidence = torch.empty(height, width, dtype=torch.float32, device=logits.device)
-    rows = height if logits.is_cuda else max(1, BAND_PX // width)
-    for top in range(0, height, rows):
-        band = logits[:, top : top + rows].to(torch.float32, memory_format=torch.contiguous_format)
-        best = band[0].clone()
-        winner = torch.zeros(best.shape, dtype=kind, device=logits.device)
-        for k in range(1, classes):
-            # k rises, so the largest k that beat the best before it is the winner
-            torch.maximum(winner, (band[k] > best).to(kind).mul_(k), out=winner)
-            torch.maximum(best, band[k], out=best)
-        class_map[top : top + rows] = winner
-        confidence[top : top + rows] = (band - best).exp_().sum(0).reciprocal_()
-    return class_map, confidence
-
-
-def _per_class(class_map: Tensor, confidence: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Pixels (int64) and the sum of confidence (float64) of every class."""
-    if class_map.is_cuda:  # a weighted bincount adds in any order there
-        pixels = torch.bincount(class_map.flatten(), minlength=classes)
-        sums = [(confidence * (class_map == k)).sum(dtype=torch.float64) for k in range(classes)]
-        return pixels, torch.stack(sums)
-    flat = class_map.flatten()
-    return torch.bincount(flat, minlength=classes), torch.bincount(
-        flat, weights=confidence.flatten().double(), minlength=classes
-    )
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -45,9 +45,9 @@ _RESULT = [
     pa.field("mask_format", pa.string()),  # raw (row-major; as null, in version 1), png or rle
     pa.field("mask_dtype", pa.string()),  # uint8, or uint16 above 254 classes
     pa.field("class_pixels", pa.list_(pa.int64())),  # one per class
-    pa.field("mean_confidence", pa.float32()),
+    pa.field("mean_confidence", pa.float32()),  # over predicted pixels; null where there are none
     pa.field("class_confidence", pa.list_(pa.float32())),  # mean per class; null where the class does not occur
-    pa.field("low_confidence_share", pa.float32()),  # of the pixels
+    pa.field("low_confidence_share", pa.float32()),  # of the predicted pixels
     pa.field("crs", pa.string()),  # rasters only
     pa.field("transform", pa.list_(pa.float64())),  # rasters only: the six numbers of the affine transform
 ]
@@ -65,8 +65,8 @@ STATISTICS = pa.schema(
         pa.field("pixels", pa.int64(), nullable=False),
         pa.field("class_pixels", pa.list_(pa.int64()), nullable=False),
         pa.field("class_share", pa.list_(pa.float64()), nullable=False),  # of the predicted pixels
-        pa.field("mean_confidence", pa.float64()),  # over pixels
-        pa.field("low_confidence_share", pa.float64()),  # of the pixels
+        pa.field("mean_confidence", pa.float64()),  # over predicted pixels
+        pa.field("low_confidence_share", pa.float64()),  # of the predicted pixels
     ]
 )
 

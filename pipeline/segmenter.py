@@ -172,13 +172,17 @@ def _result(region: Region, prediction: Prediction | Exception | None) -> dict[s
         row |= {
             "mask": encode_mask(prediction.class_map),
             "class_pixels": prediction.class_pixels.tolist(),
-            "mean_confidence": prediction.mean_confidence,
-            "class_confidence": [None if np.isnan(c) else float(c) for c in prediction.class_confidence],
-            "low_confidence_share": prediction.low_confidence_share,
+            "mean_confidence": _known(prediction.mean_confidence),
+            "class_confidence": [_known(c) for c in prediction.class_confidence],
+            "low_confidence_share": _known(prediction.low_confidence_share),
         }
     elif prediction is not None:
         row |= {"status": "model_error", "error": _one_line(prediction)}
     return row
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _unpack(row: dict[str, Any]) -> Region:

@@ -30,7 +30,7 @@ class Group:
     statuses: np.ndarray = field(init=False)  # int64, one a status of schema.STATUSES
     pixels: int = 0
     class_pixels: np.ndarray = field(init=False)
-    confidence: float = 0.0  # summed over pixels
+    confidence: float = 0.0  # summed over predicted pixels
     low_confidence: float = 0.0
 
     def __post_init__(self) -> None:
@@ -47,8 +47,8 @@ class Group:
             "pixels": self.pixels,
             "class_pixels": self.class_pixels.tolist(),
             "class_share": [int(n) / predicted if predicted else 0.0 for n in self.class_pixels],
-            "mean_confidence": self.confidence / self.pixels if self.pixels else None,
-            "low_confidence_share": self.low_confidence / self.pixels if self.pixels else None,
+            "mean_confidence": self.confidence / predicted if predicted else None,
+            "low_confidence_share": self.low_confidence / predicted if predicted else None,
         }
 
 
@@ -64,8 +64,9 @@ class _Rows:
         self.class_pixels = np.zeros((len(ok), num_classes), np.int64)
         self.class_pixels[ok] = pc.list_flatten(good["class_pixels"]).to_numpy().reshape(-1, num_classes)
         self.confidence, self.low_confidence = np.zeros(len(ok)), np.zeros(len(ok))
-        self.confidence[ok] = good["mean_confidence"].to_numpy() * self.pixels[ok].astype(float)
-        self.low_confidence[ok] = good["low_confidence_share"].to_numpy() * self.pixels[ok].astype(float)
+        predicted = self.class_pixels[ok].sum(axis=1).astype(float)  # a picture may have pixels of no class
+        self.confidence[ok] = pc.fill_null(good["mean_confidence"], 0.0).to_numpy() * predicted
+        self.low_confidence[ok] = pc.fill_null(good["low_confidence_share"], 0.0).to_numpy() * predicted
 
     def add_to(self, groups: dict[str, Group], values: pa.Array, num_classes: int) -> None:
         """Add each row to the group of its value; a row without one belongs to none."""

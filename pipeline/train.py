@@ -23,7 +23,7 @@ from pipeline.regions import ReadOptions
 from pipeline.run import Run, open_run
 from pipeline.samples import SamplePlan, train_stream, validation_stream
 from pipeline.selection import select_rows
-from pipeline.train_config import TrainConfig, check, decisive, model_options
+from pipeline.train_config import TrainConfig, check, decisive, model_name, model_options
 
 __all__ = ["TrainConfig", "check_options", "train"]
 
@@ -65,7 +65,7 @@ def check_options(config: TrainConfig) -> tuple[tuple[int, int], LabelSet, dict[
     crop = check(config)
     label_set = load_label_set(str(config.label_set))
     options = model_options(config)
-    check_size(build_model(config.model, num_classes=label_set.num_classes, **options), crop)
+    check_size(build_model(model_name(config), num_classes=label_set.num_classes, **options), crop)
     return crop, label_set, options
 
 
@@ -122,7 +122,7 @@ def _fit(
 
     from pipeline.checkpoint import ModelSpec
     from pipeline.label_scan import class_weights
-    from pipeline.models import structure_options
+    from pipeline.models import portable, preprocessing
     from pipeline.train_loop import POSITION, Task, train_loop
     from pipeline.transforms import Augmentation
 
@@ -137,14 +137,14 @@ def _fit(
     on_gpu, cpus = _resources(config)
     board = start_board()
     spec = ModelSpec(
-        config.model,
-        structure_options(options),
+        *portable(model_name(config), options),
         label_set,
+        **{k: v for k, v in preprocessing(model_name(config), options).items() if k != "input_size"},
         fingerprint=run.record["result_fingerprint"],
     )
     task = Task(
         output=run.output,
-        model=config.model,
+        model=model_name(config),
         options=options,
         spec=spec,
         plan=plan,

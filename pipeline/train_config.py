@@ -10,10 +10,12 @@ from pipeline import storage
 from pipeline.errors import InputError, nearest
 from pipeline.label_scan import CLASS_WEIGHTS
 from pipeline.labels import LABEL_SETS, LabelSet
+from pipeline.models import parse_model, portable, weights_sha256
 from pipeline.schedules import SCHEDULES
 
 RESULT_VERSION = 1  # raised when the same options begin to train another network
 LOSS_NAMES = ("cross_entropy_dice", "cross_entropy", "dice", "focal", "ohem_cross_entropy")  # losses.LOSSES, unimported
+_DOWNLOADED = ("imagenet", "default")  # weights by name, not by file
 _BESIDE_THE_RESULT = (
     "source",
     "output",
@@ -38,7 +40,7 @@ class TrainConfig:
         source: collection (folder, prefix or glob) or manifest
         output: folder of this run
         labels: folder of label files, where the collection does not have them beside the pictures
-        model: network: lightweight, or torchvision:NAME
+        model: network of this package, torchvision:NAME, smp:NAME?encoder_name=... or hf:PATH (starts from its weights)
         model_options: further options of the network
         backbone_weights: path or URI of the backbone's weights; "imagenet" downloads them; default random
         label_set: name (camvid, cityscapes, roads, voc) or YAML file of the classes
@@ -122,6 +124,8 @@ def check(config: TrainConfig) -> tuple[int, int]:
     if not config.label_set:
         names = ", ".join(sorted(LABEL_SETS))
         raise InputError("--label-set is missing", expected=f"one of {names}, or a YAML file of the classes")
+    if config.model.startswith("export:"):
+        raise InputError("an exported program cannot be trained", where=config.model, todo="train its source")
     for name, low in (("epochs", 1), ("batch_size", 1), ("num_workers", 1), ("validate_every", 1), ("max_steps", 1)):
         value = getattr(config, name)
         if value is not None and value < low:
@@ -169,12 +173,21 @@ def check(config: TrainConfig) -> tuple[int, int]:
     return height, width
 
 
+def model_name(config: TrainConfig) -> str:
+    """The network without options; a folder's path is absolute, since workers run in folders of their own."""
+    name, _ = parse_model(config.model)
+    provider, _, folder = name.partition(":")
+    return f"hf:{storage.absolute(folder)}" if provider == "hf" else name
+
+
 def model_options(config: TrainConfig) -> dict[str, Any]:
-    """The options to build the network with; paths are absolute, since workers run in folders of their own."""
-    options = dict(config.model_options)
+    """The options to build the network with, those of the model string among them; paths are absolute."""
+    _, options = parse_model(config.model, config.model_options)
     if config.backbone_weights:
-        weights = config.backbone_weights
-        options["backbone_weights"] = weights if weights == "imagenet" else storage.absolute(weights)
+        options["backbone_weights"] = config.backbone_weights
+    for name in ("weights", "backbone_weights"):
+        if options.get(name) not in (None, *_DOWNLOADED):
+            options[name] = storage.absolute(options[name])
     return options
 
 
@@ -182,6 +195,10 @@ def decisive(config: TrainConfig, label_set: LabelSet, options: dict[str, Any]) 
     """Everything that can change the trained network; files by their content."""
     parts = {name: value for name, value in asdict(config).items() if name not in _BESIDE_THE_RESULT}
     weights = options.get("backbone_weights")
-    if weights not in (None, "imagenet"):
+    if weights not in (None, *_DOWNLOADED):
         weights = hashlib.sha256(storage.read_bytes(weights)).hexdigest()
+    content = weights_sha256(model_name(config), options)
+    if content is not None:
+        parts["model"], parts["model_options"] = portable(model_name(config), options)
+        parts["model_weights"] = content
     return {**parts, "label_set": label_set.to_json(), "backbone_weights": weights, "result_version": RESULT_VERSION}

@@ -27,7 +27,7 @@ from pipeline.checkpoint import ModelSpec, save_checkpoint
 from pipeline.errors import PipelineError
 from pipeline.event_files import EventFiles
 from pipeline.losses import LOSSES, with_auxiliary
-from pipeline.models import build_model, structure_options
+from pipeline.models import build_model
 from pipeline.optimizer import autocast_dtype, parameter_groups
 from pipeline.progress import duration
 from pipeline.samples import SamplePlan
@@ -93,12 +93,15 @@ class _Loop:
         torch.manual_seed(self.plan.seed)
         self.autocast = autocast_dtype(task.precision, self.device.type)
         checkpoint = ray.train.get_checkpoint()
-        options = task.options if checkpoint is None else structure_options(task.options)
         spec = task.spec
-        model = build_model(task.model, num_classes=spec.label_set.num_classes, in_channels=spec.bands, **options)
+        if checkpoint is None:
+            classes, bands = spec.label_set.num_classes, spec.bands
+            model = build_model(task.model, num_classes=classes, in_channels=bands, **task.options)
+        else:
+            model = spec.build()
         if self.plan.num_workers > 1 and self.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)
+        self.model = model.to(self.device).to(memory_format=getattr(model, "memory_format", torch.channels_last))
         self.average = Average(self.model, task.ema_decay)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, task.learning_rate, task.backbone_rate, task.weight_decay), fused=True
@@ -164,6 +167,8 @@ class _Loop:
         truth = torch.tensor(batch["truth"].astype(np.int64, copy=False), device=self.device)
         spec = task.spec
         self.wrapped.train()
+        if spec.channel_order == "bgr":
+            pixels = pixels.flip(-1)
         inputs = normalize(pixels, spec.mean, spec.std, spec.scale)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             logits = self.wrapped(inputs)

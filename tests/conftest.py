@@ -77,6 +77,30 @@ def backbone_weights(data_dir: Path) -> Path:
     return path
 
 
+# ---- networks from elsewhere --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def segformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SegFormer of 5 classes as Hugging Face saves it."""
+    import torch
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    folder = tmp_path_factory.mktemp("hf") / "segformer"
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        num_labels=5,
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 8, 16, 16],
+        num_attention_heads=[1, 1, 2, 2],
+        mlp_ratios=[2, 2, 2, 2],
+        decoder_hidden_size=16,
+    )
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 48, "width": 64}, image_mean=[0.5, 0.4, 0.3]).save_pretrained(folder)
+    return folder
+
+
 # ---- Ray -------------------------------------------------------------------------------------------------------------
 
 

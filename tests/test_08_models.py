@@ -477,7 +477,7 @@ def test_every_network_of_the_table_is_tested():
     [
         ({"model": "lightwieght"}, "no model 'lightwieght'.*lightweight.*torchvision:NAME.*did you mean 'lightweight'"),
         ({"model": "torchvision:lraspp_mobilenet_v3"}, "did you mean 'lraspp_mobilenet_v3_large'"),
-        ({"model": "smp:Unet"}, "no model 'smp:Unet'"),
+        ({"model": "smpp:Unet"}, "no model 'smpp:Unet'.*did you mean 'smp'"),
         ({"model": "lightweight", "output_strid": 8}, "no option 'output_strid'.*did you mean 'output_stride'"),
         ({"model": "lightweight", "output_stride": 4}, "output_stride out of range; found 4; expected 8, 16 or 32"),
         ({"model": "lightweight", "rates": ()}, "rates out of range"),

@@ -17,8 +17,8 @@ ROOMS = (
     "errors labels storage options schema decode cluster lease run progress timings board "
     "collection collection_table inventory manifest manifest_writer portion manifest_job regions "
     "transforms samples label_scan models losses schedules metrics "
-    "checkpoint tiling predictor rle masks sink increment readers statistics "
-    "optimizer average event_files train_config "
+    "checkpoint tiling resizing winners predictor rle masks import_config import_model sink increment "
+    "readers statistics optimizer average event_files train_config "
     "selection validation train_loop train study trials comparison sweep segment_config suspects "
     "segmenter segment_stream forecast segment "
     "predictions truth tally scoring charts report findings evaluate scenes cli"
@@ -80,7 +80,7 @@ def test_readme_names_only_what_exists() -> None:
         assert (PROJECT / image).is_file(), image
 
 
-@pytest.mark.parametrize("job", ["manifest", "train", "segment", "evaluate"])
+@pytest.mark.parametrize("job", ["manifest", "train", "segment", "evaluate", "import_model"])
 def test_readme_flags_exist(job: str) -> None:
     """Every flag that a command of the README gives is one the job knows."""
     readme = (PROJECT / "README.md").read_text().replace("\\\n", " ")

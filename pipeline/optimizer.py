@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_BACKBONES = ("encoder.", "backbone.", "network.backbone.", "network.encoder.")  # what the networks here call theirs
+_BACKBONES = ("encoder.", "backbone.", "network.backbone.", "network.encoder.", "network.network.backbone.")
 
 
 def parameter_groups(

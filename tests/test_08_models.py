@@ -12,8 +12,11 @@ from torch import nn
 from pipeline.errors import InputError
 from pipeline.losses import cross_entropy_dice, with_auxiliary
 from pipeline.models import MODELS, build_model
+from pipeline.models.crf_rnn import MeanField
 from pipeline.models.espnetv2 import EESP
+from pipeline.models.fcn8s import FCN8s
 from pipeline.models.fold import fold_batch_norm
+from pipeline.optimizer import parameter_groups
 
 TESTED: dict[str, type[Network]] = {}  # name in the table -> the class below
 
@@ -412,6 +415,57 @@ class TestAttentionFCN(Network):
         with torch.no_grad():
             assert plain.eval()(torch.rand(1, 3, 65, 97)).shape == (1, 21, 65, 97)
         assert sum(p.numel() for p in plain.parameters()) < sum(p.numel() for p in self.build().parameters())
+
+
+class TestCRFRNN(Network):
+    name = "crf_rnn"
+    options = {"width": 0.125, "dropout": 0.0}
+
+    def test_it_is_fcn8s_with_a_crf(self):
+        with torch.no_grad():
+            network, x = self.build(3).eval(), torch.rand(1, 3, 65, 97)
+            twin = build_model("fcn8s", num_classes=3, crf=True, **self.options).eval()
+            twin.load_state_dict(network.state_dict())
+            torch.testing.assert_close(twin(x), network(x))
+            plain = network.network(x)
+            assert isinstance(network.network, FCN8s) and not torch.equal(network(x), plain)
+
+    def test_classes_follow_the_edges_of_the_picture(self):
+        """Where the network does not know (columns 28 to 43), the picture's edge (at 32) says where a class ends."""
+        x = torch.zeros(1, 3, 64, 64)
+        x[..., 32:] = 2
+        column = torch.arange(64).expand(64, 64)
+        known = (column >= 44).float() - (column < 28).float()
+        logits = 2 * torch.stack([-known, known])[None]
+        with torch.no_grad():
+            right, blind = (
+                (MeanField(2)(logits, seen).argmax(1)[0] == (column >= 32)).float().mean()
+                for seen in (x, torch.zeros_like(x))
+            )
+        assert right > 0.98 > 0.94 > blind  # without colours the class ends half-way
+
+    def test_noise_is_quieted(self):
+        torch.manual_seed(1)
+        logits = torch.zeros(1, 2, 64, 64)
+        logits[:, 1] = 0.5
+        noisy = logits + torch.randn(logits.shape)
+        with torch.no_grad():
+            before, after = (
+                (one.argmax(1) == 1).float().mean() for one in (noisy, MeanField(2)(noisy, torch.zeros(1, 3, 64, 64)))
+            )
+        assert before < 0.7 < 0.8 < after
+
+    @pytest.mark.parametrize("model", ["lightweight", "torchvision:lraspp_mobilenet_v3_large", "pspnet"])
+    def test_it_works_behind_any_network(self, model):
+        options = {"backbone": "mobilenet_v2", "aux_head": True} if model == "pspnet" else {}
+        network = build_model(model, num_classes=3, in_channels=4, crf=True, **options).train()
+        logits = network(torch.rand(2, 4, 65, 97))
+        main = logits[0] if isinstance(logits, tuple) else logits
+        assert main.shape == (2, 3, 65, 97) and isinstance(logits, tuple) == (model == "pspnet")
+        main.square().mean().backward()
+        assert all(p.grad is not None and p.grad.any() for p in network.crf.parameters())
+        rates = {group["base_rate"] for group in parameter_groups(network, 1.0, 0.5, 0.0)}
+        assert rates == {1.0, 0.5}  # the backbone is still known by its name
 
 
 class TestTorchvision(Network):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODELS = {
+    "crf_rnn": "pipeline.models.fcn8s:FCN8s",  # with `crf`: see below
     "lightweight": "pipeline.models.lightweight:Lightweight",
     "multilevel_deeplab": "pipeline.models.multilevel_deeplab:MultilevelDeepLab",
     "attention_fcn": "pipeline.models.attention_fcn:AttentionFCN",
@@ -52,8 +53,9 @@ def build_model(model: str, *, num_classes: int, in_channels: int = 3, **options
 
     `model` is a key of `MODELS`, or `provider:name` (`torchvision:lraspp_mobilenet_v3_large`), either with options
     behind a question mark (`smp:Unet?encoder_name=resnet34`). Its forward is N x `in_channels` x H x W float -> logits
-    N x `num_classes` x H x W. Raises InputError for an unknown name (suggests the nearest, lists all), an unknown
-    option, one out of range, or a library that is not installed (with the command that does).
+    N x `num_classes` x H x W. With `crf=True`, an option of every model, a mean-field CRF stands behind it. Raises
+    InputError for an unknown name (suggests the nearest, lists all), an unknown option, one out of range, or a library
+    that is not installed (with the command that does).
     """
     if num_classes < 1 or in_channels < 1:
         raise InputError(
@@ -61,6 +63,7 @@ def build_model(model: str, *, num_classes: int, in_channels: int = 3, **options
             found=f"num_classes={num_classes}, in_channels={in_channels}",
         )
     model, options = parse_model(model, options)
+    crf = options.pop("crf", model == "crf_rnn")
     network = _network_class(model)
     parameters = inspect.signature(network).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):  # else it looks for itself
@@ -68,7 +71,12 @@ def build_model(model: str, *, num_classes: int, in_channels: int = 3, **options
         check_options(model, options, named)
     provider, colon, name = model.partition(":")
     first = (name,) if colon else ()
-    return network(*first, num_classes=num_classes, in_channels=in_channels, **options)
+    built: nn.Module = network(*first, num_classes=num_classes, in_channels=in_channels, **options)
+    if not crf:
+        return built
+    from pipeline.models.crf_rnn import WithCRF
+
+    return WithCRF(built, num_classes)
 
 
 def parse_model(model: str, options: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:

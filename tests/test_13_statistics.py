@@ -30,8 +30,11 @@ def test_every_group_is_the_sum_of_its_rows(tmp_path: Path, monkeypatch: pytest.
         if row["status"] == "ok":
             pixels = rng.integers(0, 50, 3)
             pixels[0] += 2**40  # sums stay exact
-            row |= {"height": 1, "width": int(pixels.sum()) % 2**31, "class_pixels": pixels.tolist()}
-            row |= {"mean_confidence": float(np.float32(rng.random())), "low_confidence_share": 0.25}
+            pixels *= i % 7 != 3  # a picture none of whose pixels is of a class
+            seen = bool(pixels.sum())
+            row |= {"height": 1, "width": (1 + int(pixels.sum())) % 2**31, "class_pixels": pixels.tolist()}
+            row["mean_confidence"] = float(np.float32(rng.random())) if seen else None
+            row["low_confidence_share"] = 0.25 if seen else None
         else:
             row["error"] = "broken"
         rows.append(row)
@@ -56,9 +59,11 @@ def test_every_group_is_the_sum_of_its_rows(tmp_path: Path, monkeypatch: pytest.
         assert row["regions"] == len(members) and row["pixels"] == pixels
         assert all(row[status] == sum(m["status"] == status for m in members) for status in schema.STATUSES)
         assert row["class_pixels"] == [sum(m["class_pixels"][k] for m in ok) for k in range(3)]
-        mean = sum(m["mean_confidence"] * m["width"] for m in ok) / pixels if ok else None
+        seen = [(m["mean_confidence"], sum(m["class_pixels"])) for m in ok if m["mean_confidence"] is not None]
+        predicted = sum(count for _, count in seen)
+        mean = sum(confidence * count for confidence, count in seen) / predicted if predicted else None
         assert row["mean_confidence"] == (None if mean is None else pytest.approx(mean))
-        assert row["low_confidence_share"] == (pytest.approx(0.25) if ok else None)
+        assert row["low_confidence_share"] == (pytest.approx(0.25) if predicted else None)
 
 
 def test_a_column_of_too_many_values_is_no_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

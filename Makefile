@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-slow lint types cluster-check setup clean help
+.PHONY: demo test test-slow bench lint types cluster-check setup clean help
 
 demo: $(STAMP)
 	$(RUN)/python jobs/demo.py
@@ -17,6 +17,14 @@ test: $(STAMP)
 # What does not fit into a quarter of an hour; its figures are recorded in docs/.
 test-slow: $(STAMP)
 	$(RUN)/python -m pytest -m slow --timeout 1800 $(PYTEST_ARGS)
+
+# The project beside its peers on the same work; PICTURES is a folder of JPEGs or PNGs. Half an hour and more, on a quiet machine.
+# Daft is installed without its dependencies: it asks for an older pyarrow than the tests ran with.
+PICTURES ?= $(SEGMENTATION_DATA)/camvid/train
+bench: $(STAMP)
+	$(RUN)/python -c 'import daft' 2>/dev/null || $(RUN)/python -m pip install --quiet --no-deps daft==0.7.26
+	$(RUN)/python benchmarks/networks.py
+	$(RUN)/python benchmarks/throughput.py --pictures $(PICTURES) --output runs/throughput
 
 lint: $(STAMP)
 	$(RUN)/ruff check .
@@ -54,4 +62,4 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
-	@echo "make demo | test | test-slow | lint | types | cluster-check | setup | clean"
+	@echo "make demo | test | test-slow | bench | lint | types | cluster-check | setup | clean"

@@ -417,6 +417,33 @@ class TestAttentionFCN(Network):
         assert sum(p.numel() for p in plain.parameters()) < sum(p.numel() for p in self.build().parameters())
 
 
+class TestSegNet(Network):
+    name = "segnet"
+    options = {"width": 0.125}
+
+    def test_what_was_pooled_goes_back_to_where_it_stood(self):
+        """Behind each unpooling only the places of the maxima are not 0, and there the maxima stand."""
+        network = self.build(3).eval()
+        pooled: list[torch.Tensor] = []
+        unpooled: list[torch.Tensor] = []
+        for stage in network.encoder.stages:
+            stage.register_forward_hook(lambda module, inputs, output: pooled.append(output))
+        for level in network.decoder:
+            level.register_forward_pre_hook(lambda module, inputs: unpooled.append(inputs[0]))
+        with torch.no_grad():
+            network(torch.rand(1, 3, 64, 96))
+        assert [one.shape for one in reversed(unpooled)] == [one.shape for one in pooled]
+        for before, after in zip(pooled, reversed(unpooled), strict=True):
+            _, places = torch.nn.functional.max_pool2d(before, 2, return_indices=True)
+            elsewhere = torch.ones_like(before).flatten(2).scatter(2, places.flatten(2), 0.0).bool()
+            assert not after.flatten(2)[elsewhere].any() and after.any()
+
+    def test_the_decoder_mirrors_vgg16(self):
+        levels = self.build(width=1.0).decoder
+        assert [len(level) for level in levels] == [3, 3, 3, 2, 1]
+        assert [level[-1][0].out_channels for level in levels] == [512, 256, 128, 64, 64]
+
+
 class TestCRFRNN(Network):
     name = "crf_rnn"
     options = {"width": 0.125, "dropout": 0.0}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODELS = {
+    "segnet": "pipeline.models.segnet:SegNet",
     "crf_rnn": "pipeline.models.fcn8s:FCN8s",  # with `crf`: see below
     "lightweight": "pipeline.models.lightweight:Lightweight",
     "multilevel_deeplab": "pipeline.models.multilevel_deeplab:MultilevelDeepLab",

@@ -57,5 +57,5 @@ class SegNet(nn.Module):
             y, indices = functional.max_pool2d(stage(y), 2, return_indices=True)
             places.append(indices)
         for level, indices in zip(self.decoder, reversed(places), strict=True):
-            y = level(functional.max_unpool2d(y, indices, 2))
+            y = level(functional.max_unpool2d(y, indices, [2, 2]))
         return self.head(y)[..., :height, :width]

@@ -70,7 +70,8 @@ class ManifestWriter:
         self.splits: dict[str, int] = {}
         self.kinds: dict[str, int] = {}
         self._hash = hashlib.sha256()
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []  # dicts weigh ten times what Arrow takes: a group of them at most
+        self._groups: list[pa.Table] = []
         self._parts: list[str] = []
         self._last_path: bytes | None = None
 
@@ -93,7 +94,9 @@ class ManifestWriter:
         self.splits[entry.split or ""] = self.splits.get(entry.split or "", 0) + 1
         self.kinds[entry.kind] = self.kinds.get(entry.kind, 0) + 1
         self._rows.append(row)
-        if len(self._rows) == ROWS_PER_PART:
+        if len(self._rows) == min(ROWS_PER_GROUP, ROWS_PER_PART):
+            self._pack()
+        if self.num_rows % ROWS_PER_PART == 0:
             self._flush()
 
     def finish(self, source: str, root: str, skipped: int, examples: Iterable[str]) -> Manifest:
@@ -119,16 +122,21 @@ class ManifestWriter:
         for part in self._parts:
             storage.remove(storage.join(self.uri, part))
 
+    def _pack(self) -> None:
+        self._groups.append(pa.Table.from_pylist(self._rows, self.schema))
+        self._rows.clear()
+
     def _flush(self) -> None:
-        if not self._rows:
+        if self._rows:
+            self._pack()
+        if not self._groups:
             return
         name = f"part-{len(self._parts):05d}.parquet"
         buffer = pa.BufferOutputStream()
-        table = pa.Table.from_pylist(self._rows, self.schema)
-        pq.write_table(table, buffer, compression="zstd", row_group_size=ROWS_PER_GROUP)
+        pq.write_table(pa.concat_tables(self._groups), buffer, compression="zstd", row_group_size=ROWS_PER_GROUP)
         storage.write_bytes(storage.join(self.uri, name), buffer.getvalue().to_pybytes())
         self._parts.append(name)
-        self._rows.clear()
+        self._groups.clear()
 
 
 def _text(path: str) -> str:

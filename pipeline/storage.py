@@ -235,8 +235,8 @@ def list_names(uri: str) -> list[str]:
 def walk_files(uri: str) -> Iterator[FileInfo]:
     """Every file under a folder or prefix, in the order of its path's UTF-8 bytes, streamed.
 
-    Memory holds one local folder, or one page of an S3 listing, at a time. A missing folder yields nothing.
-    Local names that are no UTF-8 keep their bytes by surrogate escapes.
+    Memory holds one page of an S3 listing, elsewhere the folders on the way to a file, at a time. A missing folder
+    yields nothing. Local names that are no UTF-8 keep their bytes by surrogate escapes.
     """
     fs, path = filesystem(uri)
     if is_local(uri):
@@ -244,10 +244,7 @@ def walk_files(uri: str) -> Iterator[FileInfo]:
     elif "s3" in _protocols(fs):
         yield from _walk_s3(fs, uri.rstrip("/"), path)
     else:
-        found = fs.find(path, detail=True)
-        for name in sorted(found, key=os.fsencode):
-            relative = name[len(path) :].lstrip("/")
-            yield _file_info(fs, found[name], join(uri, relative), relative)
+        yield from _walk_folders(fs, uri, path, "")
 
 
 def _walk_local(root: str, folder: str) -> Iterator[FileInfo]:
@@ -265,6 +262,26 @@ def _walk_local(root: str, folder: str) -> Iterator[FileInfo]:
         elif entry.is_file():
             status = entry.stat()
             yield FileInfo(entry.path, relative, status.st_size, f"mtime-{status.st_mtime_ns}")
+
+
+def _walk_folders(fs: Any, uri: str, root: str, folder: str) -> Iterator[FileInfo]:
+    """Folder by folder, for stores whose client gives no pages."""
+    path = posixpath.join(root, folder)
+    try:
+        listed = fs.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    entries = []
+    for entry in listed:
+        name = posixpath.basename(entry["name"].rstrip("/"))
+        if entry["name"].rstrip("/") != path.rstrip("/"):  # some stores list a folder's own placeholder in it
+            entries.append((os.fsencode(name) + b"/" * (entry["type"] == "directory"), name, entry))
+    for _, name, entry in sorted(entries, key=lambda item: item[0]):
+        relative = posixpath.join(folder, name)
+        if entry["type"] == "directory":
+            yield from _walk_folders(fs, uri, root, relative)
+        else:
+            yield _file_info(fs, entry, join(uri, relative), relative)
 
 
 def _walk_s3(fs: Any, uri: str, path: str) -> Iterator[FileInfo]:

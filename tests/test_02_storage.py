@@ -95,6 +95,18 @@ def test_a_listing_of_many_pages_is_complete(s3: object) -> None:
     assert [found.path for found in storage.walk_files(root)] == [f"{i:05d}.jpg" for i in range(1050)]
 
 
+def test_a_store_without_pages_is_walked_folder_by_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs, root = storage.filesystem("memory://walked")
+    names = ["a.jpg", "a/b.jpg", "a/b/c.jpg", "a-b/d.jpg", "a0/ü.jpg", "z.jpg"]
+    for name in names:
+        fs.pipe_file(f"{root}/{name}", name.encode())
+    monkeypatch.setattr(type(fs), "find", None)  # which would hold everything
+    found = list(storage.walk_files("memory://walked"))
+    assert [file.path for file in found] == sorted(names, key=str.encode)
+    assert all(storage.read_bytes(file.uri).decode() == file.path for file in found)
+    assert list(storage.walk_files("memory://nowhere")) == []
+
+
 def test_unknown_protocol_is_bad_input() -> None:
     with pytest.raises(InputError, match="nosuch://"):
         storage.exists("nosuch://x")

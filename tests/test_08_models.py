@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pipeline.errors import InputError
 from pipeline.losses import cross_entropy_dice, with_auxiliary
@@ -16,6 +18,7 @@ from pipeline.models.crf_rnn import MeanField
 from pipeline.models.espnetv2 import EESP
 from pipeline.models.fcn8s import FCN8s
 from pipeline.models.fold import fold_batch_norm
+from pipeline.models.unet import mirror
 from pipeline.optimizer import parameter_groups
 
 TESTED: dict[str, type[Network]] = {}  # name in the table -> the class below
@@ -37,6 +40,7 @@ SIZES = [  # systems.md, section by section
     Size("lightweight", {}, 23.2 * MIB, 0.02),
     Size("pspnet", {}, 178 * MIB, 0.03),
     Size("fcn8s", {"slim_head": True}, 91.3 * MIB, 0.03),
+    Size("unet", {"encoder": "vgg16"}, 94.9 * MIB, 0.03),
     Size("attention_fcn", {"width": "slim"}, 1.63e6, 0.03),
 ]
 
@@ -495,6 +499,62 @@ class TestCRFRNN(Network):
         assert rates == {1.0, 0.5}  # the backbone is still known by its name
 
 
+class TestUNet(Network):
+    name = "unet"
+    options = {"width": 0.125}
+
+    def test_each_level_concatenates_the_copy_of_its_size(self):
+        calls = behind_the_encoder(self.build())
+        every = ["C1", "C2", "C3", "C4", "C5"]
+        assert [(one.levels, one.kernel, one.size, one.channels) for one in calls[:-1]] == [
+            (tuple(every[i:]), 3, (128 >> i, 192 >> i), 8 << i) for i in (3, 3, 2, 2, 1, 1, 0, 0)
+        ]
+
+    @pytest.mark.parametrize(("encoder", "channels"), [("plain", [64, 128, 256, 512, 1024]), ("vgg16", [512] * 5)])
+    def test_channels_double_on_the_way_down(self, encoder, channels):
+        network = self.build(encoder=encoder, width=1.0)
+        expected = [min(channel, 64 << i) for i, channel in enumerate(channels)]
+        stages = [[m.out_channels for m in stage if isinstance(m, nn.Conv2d)] for stage in network.encoder.stages]
+        assert [stage[-1] for stage in stages] == expected
+        assert [len(stage) for stage in stages] == ([2] * 5 if encoder == "plain" else [2, 2, 3, 3, 3])
+
+    @pytest.mark.parametrize("encoder", ["plain", "vgg16"])
+    def test_without_padding_it_sees_what_it_saw_with_it(self, encoder):
+        """Far from the borders, where both pool the same pixels together."""
+        options = {"encoder": encoder, "width": 0.0625}
+        same, valid = self.build(2, **options).eval(), self.build(2, **options, padding="valid").eval()
+        x = torch.rand(1, 3, 288, 288)
+        shift = 14  # the decoder takes 30 px off the deepest map, which so begins 30 px, or 14, before the picture
+        with torch.no_grad():
+            expected = same(functional.pad(x, (shift, 0, shift, 0)))[..., shift:, shift:]
+            middle = (..., slice(136, 152), slice(136, 152))
+            torch.testing.assert_close(valid(x)[middle], expected[middle], rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(("encoder", "padding"), [("plain", "valid"), ("vgg16", "same"), ("vgg16", "valid")])
+    @pytest.mark.parametrize("size", [(1, 1), (97, 131)])
+    def test_every_kind_covers_the_picture(self, encoder, padding, size):
+        network = self.build(encoder=encoder, padding=padding, width=0.0625).eval()
+        with torch.no_grad():
+            assert network(torch.rand(1, 3, *size)).shape == (1, 21, *size)
+
+    @pytest.mark.parametrize(("size_px", "before_px", "after_px"), [(1, 2, 3), (2, 5, 4), (7, 3, 6), (7, 20, 15)])
+    def test_borders_are_mirrored(self, size_px, before_px, after_px):
+        expected = np.pad(np.arange(size_px), (before_px, after_px), mode="reflect")
+        assert mirror(size_px, before_px, after_px, torch.device("cpu")).tolist() == expected.tolist()
+
+
+@pytest.mark.slow
+class TestUNetValid(Network):
+    name = "unet"
+    options = {"width": 0.125, "padding": "valid"}
+
+
+@pytest.mark.slow
+class TestUNetOnVGG16(Network):
+    name = "unet"
+    options = {"width": 0.125, "encoder": "vgg16"}
+
+
 class TestTorchvision(Network):
     name = "torchvision:lraspp_mobilenet_v3_large"
 
@@ -577,6 +637,12 @@ def test_every_network_of_the_table_is_tested():
         ({"model": "fcn8s", "dropout": 1}, "dropout out of range"),
         ({"model": "fpn_fcn", "backbone": "vgg11"}, "no backbone 'vgg11' for fpn_fcn; expected vgg19, vgg16"),
         ({"model": "attention_fcn", "width": "slimmer"}, 'width out of range; found slimmer.*or "slim"'),
+        (
+            {"model": "unet", "encoder": "vgg61"},
+            "no encoder 'vgg61' for unet; expected plain, vgg16; did you",
+        ),
+        ({"model": "unet", "padding": 0}, "no padding 0 for unet; expected same, valid"),
+        ({"model": "unet", "backbone_weights": "vgg16.pth"}, "plain encoder of unet has no weights.*encoder to vgg16"),
         ({"model": "attention_fcn", "reduction": 0}, "reduction out of range"),
         ({"model": "lightweight", "num_classes": 0}, "at least one class"),
         ({"model": "lightweight", "backbone_weights": "nowhere.pth"}, "weights file does not exist: nowhere.pth"),

@@ -22,19 +22,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 MODELS = {
-    "segnet": "pipeline.models.segnet:SegNet",
-    "crf_rnn": "pipeline.models.fcn8s:FCN8s",  # with `crf`: see below
     "lightweight": "pipeline.models.lightweight:Lightweight",
     "multilevel_deeplab": "pipeline.models.multilevel_deeplab:MultilevelDeepLab",
     "attention_fcn": "pipeline.models.attention_fcn:AttentionFCN",
     "fpn_fcn": "pipeline.models.fpn_fcn:FPNFCN",
     "deeplabv3plus": "pipeline.models.deeplabv3plus:DeepLabV3Plus",
+    "unet": "pipeline.models.unet:UNet",
     "fcn32s": "pipeline.models.fcn32s:FCN32s",
     "fcn16s": "pipeline.models.fcn16s:FCN16s",
     "fcn8s": "pipeline.models.fcn8s:FCN8s",
     "pspnet": "pipeline.models.pspnet:PSPNet",
     "bisenet": "pipeline.models.bisenet:BiSeNet",
     "espnetv2": "pipeline.models.espnetv2:ESPNetV2",
+    "segnet": "pipeline.models.segnet:SegNet",
+    "crf_rnn": "pipeline.models.fcn8s:FCN8s",  # with `crf`: see below
 }
 
 PROVIDERS = {  # "provider:name" -> a class whose first argument is the name

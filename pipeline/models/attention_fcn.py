@@ -32,9 +32,10 @@ from torch.nn import functional
 
 from pipeline.errors import InputError
 from pipeline.models.backbones import VGG
-from pipeline.models.blocks import ASPP, ConvBNReLU, check_dropout, check_rates, crop
+from pipeline.models.blocks import ASPP, ConvBNReLU, check_dropout, check_rates, crop, scaled
 
 SLIM = 0.25
+CONTEXT = 256
 DECODER = (128, 128, 64, 64, 64)  # from stride 16 to stride 1
 
 
@@ -72,8 +73,7 @@ class AttentionFCN(nn.Module):
         self.skips = skips
         self.encoder = VGG("vgg16", in_channels, batch_norm=batch_norm, width=scale, weights=backbone_weights)
         stages = self.encoder.channels
-        decoder = [max(1, round(scale * channels)) for channels in DECODER]
-        context = max(1, round(scale * 256))
+        context, *decoder = scaled((CONTEXT, *DECODER), scale)
         self.downs = nn.ModuleList(ConvBNReLU(channels, channels, stride=2) for channels in stages)
         self.aspp = ASPP(stages[-1], context, rates, dropout)
         self.ups = nn.ModuleList(Doubling(a, b) for a, b in pairwise((context, *decoder)))

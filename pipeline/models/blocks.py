@@ -70,6 +70,13 @@ def check_dropout(dropout: float) -> None:
         raise InputError("dropout out of range", found=dropout, expected="0 <= dropout < 1")
 
 
+def scaled(channels: Sequence[int], width: float) -> tuple[int, ...]:
+    """`channels` times `width`, none below 1. Raises InputError unless 0 < width <= 4."""
+    if not isinstance(width, int | float) or not 0 < width <= 4:
+        raise InputError("width out of range", found=width, expected="above 0, at most 4")
+    return tuple(max(1, round(width * c)) for c in channels)
+
+
 class ConvBNReLU(nn.Sequential):
     """k x k convolution without bias, batch norm, ReLU; keeps the size at stride 1."""
 

@@ -12,7 +12,7 @@ from torchvision.models.vgg import make_layers
 
 from pipeline.errors import InputError
 from pipeline.models.backbones.weights import classifier, load_weights, read_state_dict, widen_first_convolution
-from pipeline.models.blocks import check_dropout
+from pipeline.models.blocks import check_dropout, scaled
 
 CONVOLUTIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
@@ -48,11 +48,9 @@ class VGG(nn.Module):
         super().__init__()
         if name not in CONVOLUTIONS:
             raise InputError(f"no backbone {name!r}", expected=", ".join(CONVOLUTIONS))
-        if not isinstance(width, int | float) or not 0 < width <= 4:
-            raise InputError("width out of range", found=width, expected="above 0, at most 4")
         check_dropout(dropout)
         self.pooled = pooled or fully_connected is not None
-        self.channels = tuple(max(1, round(width * channels)) for channels in CHANNELS)
+        self.channels = scaled(CHANNELS, width)
         layers: Sequence[nn.Module] = ()
         if weights is None:  # not the classifier's 120 M parameters, which nobody needs here
             features = self._features(name, batch_norm)
@@ -71,7 +69,7 @@ class VGG(nn.Module):
             else:
                 stage.append(layer)
         if fully_connected is not None:
-            widths = [max(1, round(width * channels)) for channels in fully_connected]
+            widths = scaled(fully_connected, width)
             self.fully_connected = _fully_connected(self.channels[-1], widths, dropout, layers)
             self.channels += (widths[-1],)
 

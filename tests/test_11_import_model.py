@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import Finished
@@ -410,6 +411,11 @@ def test_import_segment_and_compare(
         expected = np.array([1, 0, 255, 1])[p.argmax(0)]
         assert agree(rows[name]["mask"], expected)
         assert rows[name]["class_pixels"] == [(rows[name]["mask"] == k).sum() for k in range(2)]
+    whole = pq.read_table(tmp_path / "run" / "statistics").to_pylist()[0]
+    predicted_pixels = np.array([sum(row["class_pixels"]) for row in rows.values()])
+    assert sum(whole["class_pixels"]) == predicted_pixels.sum() < whole["pixels"]
+    means = [row["mean_confidence"] for row in rows.values()]
+    assert whole["mean_confidence"] == pytest.approx(np.average(means, weights=predicted_pixels), rel=1e-5)
 
 
 def test_the_options_as_written() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -244,6 +245,35 @@ def test_two_workers_train_and_the_same_command_says_complete(ray_session: None,
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     config.batch_size = 4
     with pytest.raises(InputError, match="batch_size"):
+        train(config)
+
+
+def test_training_goes_on_from_a_hugging_face_folder(
+    ray_session: None, config: TrainConfig, segformer: Path, tmp_path: Path
+) -> None:
+    """With the folder's weights and pixels, and its own classes replaced; the checkpoint needs the folder no more."""
+    import torch
+
+    from pipeline.checkpoint import load_checkpoint
+    from pipeline.models import build_model
+
+    folder = tmp_path / "hf"
+    shutil.copytree(segformer, folder)
+    pixels = folder / "preprocessor_config.json"
+    pixels.write_text(json.dumps(json.loads(pixels.read_text()) | {"do_flip_channel_order": True}))
+    config.model, config.num_workers, config.max_steps, config.learning_rate = f"hf:{folder}", 2, 2, 1e-6
+    train(config)
+    before = build_model(f"hf:{folder}", num_classes=2).state_dict()
+    shutil.move(folder, tmp_path / "moved")
+    model, spec = load_checkpoint(f"{config.output}/best")
+    assert (spec.model, spec.mean, spec.channel_order) == ("hf:segformer", (0.5, 0.4, 0.3), "bgr")
+    assert spec.input_size is None and str(tmp_path) not in json.dumps(spec.to_json())
+    kept = {key: value for key, value in model.state_dict().items() if "classifier" not in key and "norm" not in key}
+    assert kept and all(torch.allclose(value, before[key], atol=1e-4) for key, value in kept.items())
+    config.model = f"hf:{tmp_path / 'moved'}"
+    assert train(config).startswith("complete already")  # the folder counts by its content
+    config.model = "export:net.pt2"
+    with pytest.raises(InputError, match="an exported program cannot be trained"):
         train(config)
 
 

@@ -22,6 +22,7 @@ from pipeline.checkpoint import ModelSpec
 from pipeline.errors import InputError
 from pipeline.models.fold import fold_batch_norm
 from pipeline.models.limits import UNLIMITED, InputLimits, Range
+from pipeline.models.views import Views
 from pipeline.resizing import resize_pixels
 from pipeline.tiling import Cut, cut_fixed, cut_side
 from pipeline.winners import channel_classes, per_class, winners
@@ -46,6 +47,7 @@ class Prediction:
     mean_confidence: float  # mean over predicted pixels of the softmax of the winning channel; nan where there are none
     class_confidence: np.ndarray  # float64, K: the same per winning class, nan where a class does not occur
     low_confidence_share: float  # of the predicted pixels: winning softmax below `low_confidence`; nan likewise
+    confidence: np.ndarray | None = None  # H x W uint8, softmax of the winning channel times 255, where it is asked for
 
 
 class Predictor:
@@ -57,8 +59,9 @@ class Predictor:
     own (an exported program) is fed within them: batches and pictures are padded to its least, tiled at its largest.
     `precision` is "auto" (float32
     without TF32: a mask must not depend on the device), "float32", "bfloat16" or "float16". `threads` sets torch's
-    threads for the whole process: their number changes a network's last bits. Raises InputError for an option out of
-    range.
+    threads for the whole process: their number changes a network's last bits. `flip` and `scales` average over mirrored
+    and zoomed views (models.views). `keep_confidence` keeps the confidence of every pixel. Raises InputError for an
+    option out of range.
     """
 
     def __init__(
@@ -73,6 +76,9 @@ class Predictor:
         precision: str = "auto",
         low_confidence: float = 0.5,
         threads: int | None = None,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        keep_confidence: bool = False,
     ) -> None:
         self.grid_px = math.lcm(GRID_PX, spec.size_multiple)
         if overlap_px < 0 or tile_px - overlap_px < 2 * self.grid_px:
@@ -107,6 +113,11 @@ class Predictor:
             example = torch.rand(1, spec.bands, side_px, side_px, generator=torch.Generator().manual_seed(0))
             self.model = fold_batch_norm(self.model, example.to(self.device))
         self.model = self.model.to(memory_format=getattr(model, "memory_format", torch.channels_last))
+        if flip or tuple(scales) != (1.0,):
+            if self.limits is not UNLIMITED and tuple(scales) != (1.0,):
+                raise InputError("zoomed views do not go with a network that takes certain sizes only")
+            self.model = Views(self.model, flip=flip, scales=scales, multiple=spec.size_multiple)
+        self.keep_confidence = keep_confidence
         self._fits: dict[tuple[int, ...], int] = {}  # shape -> batch size, where the usual one was too large
 
     def predict(self, pictures: Sequence[np.ndarray]) -> list[Prediction | Exception]:
@@ -125,7 +136,7 @@ class Predictor:
             else:
                 by_shape.setdefault(self.spec.input_size or picture.shape, []).append(i)
         for members in by_shape.values():
-            answered = [_Answer(pictures[i], self.spec) for i in members]
+            answered = [_Answer(pictures[i], self.spec, self.keep_confidence) for i in members]
             self._run([tile for answer in answered for tile in self._tiles(answer)])
             for i, answer in zip(members, answered, strict=True):
                 answers[i] = answer.error or answer.prediction()
@@ -205,18 +216,21 @@ class Predictor:
 class _Answer:
     """The prediction of one picture while its tiles come in."""
 
-    def __init__(self, picture: np.ndarray, spec: ModelSpec) -> None:
+    def __init__(self, picture: np.ndarray, spec: ModelSpec, keep_confidence: bool = False) -> None:
         self.picture = picture
         self.error: Exception | None = None
         self.class_map = np.empty(picture.shape[:2], dtype=spec.label_set.mask_dtype)
         self.class_pixels = np.zeros(spec.label_set.num_classes, dtype=np.int64)
         self.confidence_sum = np.zeros(spec.label_set.num_classes, dtype=np.float64)
         self.low_pixels = 0
+        self.confidence = np.empty(picture.shape[:2], dtype=np.uint8) if keep_confidence else None
         self.some_unpredicted = spec.class_map is not None and None in spec.class_map
 
     def add(self, where: tuple[slice, slice], class_map: Tensor, confidence: Tensor, low_confidence: float) -> None:
         pixels, sums = per_class(class_map, confidence, len(self.class_pixels))
         self.class_map[where] = class_map.cpu().numpy()
+        if self.confidence is not None:
+            self.confidence[where] = (confidence * 255).round_().to(torch.uint8).cpu().numpy()
         self.class_pixels += pixels.cpu().numpy()
         self.confidence_sum += sums.cpu().numpy()
         low = confidence < low_confidence
@@ -237,6 +251,7 @@ class _Answer:
             mean_confidence=float(self.confidence_sum.sum() / predicted),
             class_confidence=means,
             low_confidence_share=self.low_pixels / predicted,
+            confidence=self.confidence,
         )
 
 

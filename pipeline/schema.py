@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2  # 2: mask_format
+SCHEMA_VERSION = 2  # 2: mask_format, confidence
 
 STATUSES = ("ok", "fetch_error", "decode_error", "changed", "too_large", "timeout", "model_error")
 TRANSIENT_STATUSES = ("fetch_error", "timeout", "model_error")  # get one more pass before the run ends
@@ -44,6 +44,7 @@ _RESULT = [
     pa.field("mask", pa.large_binary()),  # the class map as masks.encode_mask writes it; null unless status is ok
     pa.field("mask_format", pa.string()),  # raw (row-major; as null, in version 1), png or rle
     pa.field("mask_dtype", pa.string()),  # uint8, or uint16 above 254 classes
+    pa.field("confidence", pa.large_binary()),  # of every pixel times 255, row-major uint8, where it was asked for
     pa.field("class_pixels", pa.list_(pa.int64())),  # one per class
     pa.field("mean_confidence", pa.float32()),  # over predicted pixels; null where there are none
     pa.field("class_confidence", pa.list_(pa.float32())),  # mean per class; null where the class does not occur

@@ -66,7 +66,7 @@ def _manifest(config: SegmentConfig, run: Run, label_set: LabelSet) -> Manifest:
         return manifest_of(run, config.source, portion=config.portion)
 
     def results(manifest: Manifest, manifest_fingerprint: str) -> pa.Schema:
-        told = metadata(label_set, run.record["result_fingerprint"], manifest_fingerprint)
+        told = metadata(label_set, run.record["result_fingerprint"], manifest_fingerprint, config.mask_format)
         return Columns(tuple(manifest.travelling), told).results
 
     def connect() -> None:
@@ -118,7 +118,9 @@ class _Job:
         self.suspects = start_suspects()
         self.tally = _Tally()
         fingerprints = (run.record["result_fingerprint"], run.record["manifest_fingerprint"])
-        columns = Columns(tuple(manifest.travelling), metadata(self.label_set, *fingerprints))
+        columns = Columns(
+            tuple(manifest.travelling), metadata(self.label_set, *fingerprints, config.mask_format), config.mask_format
+        )
         self.timings = Timings(
             started_at,
             fetch_threads=config.read_options.threads,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, nearest
 from pipeline.labels import LabelSet
+from pipeline.masks import MASK_FORMATS
 from pipeline.portion import Portion
 from pipeline.regions import ReadOptions
 
@@ -37,6 +38,10 @@ class SegmentConfig:
         tile_px: pictures with a longer side are predicted in tiles of this side
         overlap_px: how much tiles overlap
         low_confidence: pixels below this count as of low confidence
+        mask_format: raw (smallest and fastest), png, rle (COCO's), or none for the statistics alone
+        confidence: keep the confidence of every pixel too, a byte each
+        flip: see each picture mirrored too, and average (test-time augmentation)
+        scales: see each picture zoomed by each of these, such as 0.75,1,1.25, and average
         precision: auto, float32, bfloat16 or float16
         device: auto, cpu or cuda
         num_predictors: predictor actors (default: one a GPU, or one a physical core)
@@ -66,6 +71,10 @@ class SegmentConfig:
     tile_px: int = 1024
     overlap_px: int = 128
     low_confidence: float = 0.5
+    mask_format: str = "raw"
+    confidence: bool = False
+    flip: bool = False
+    scales: str = "1"
     precision: str = "auto"
     device: str = "auto"
     num_predictors: int | None = None
@@ -87,12 +96,30 @@ class SegmentConfig:
             raise InputError("--price-per-hour is out of range", found=self.price_per_hour, expected="0 or more")
         if self.incremental and self.overwrite:
             raise InputError("--incremental keeps what --overwrite removes", todo="give one of them")
+        if self.mask_format not in (*MASK_FORMATS, "none"):
+            known = (*MASK_FORMATS, "none")
+            hint = nearest(self.mask_format, known) or None
+            raise InputError(f"--mask-format: no {self.mask_format!r}", expected=", ".join(known), todo=hint)
+        _ = self.view_scales  # raises for what is out of range
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError("unknown device", found=self.device, expected="auto, cpu or cuda")
 
     @property
     def portion(self) -> Portion:
         return Portion(self.split, self.sample, self.limit)
+
+    @property
+    def view_scales(self) -> list[float]:
+        """The factors of `scales`. Raises InputError for what is none."""
+        try:
+            factors = [float(part) for part in str(self.scales).strip("()[] ").split(",")]
+        except ValueError:
+            factors = []
+        if not factors or not all(0.25 <= factor <= 4 for factor in factors):
+            raise InputError(
+                "--scales is out of range", found=self.scales, expected="factors of 0.25 to 4: 0.75,1,1.25"
+            )
+        return factors
 
     @property
     def read_options(self) -> ReadOptions:
@@ -111,5 +138,9 @@ def decisive(config: SegmentConfig, label_set: LabelSet, weights: str) -> dict[s
         "overlap_px": config.overlap_px,
         "low_confidence": config.low_confidence,
         "max_pixels": config.max_pixels,
+        "mask_format": config.mask_format,
+        "confidence": config.confidence,
+        "flip": config.flip,
+        "scales": config.view_scales,
         "result_version": RESULT_VERSION,
     }

@@ -134,6 +134,9 @@ def predict_options(config: SegmentConfig, num_gpus: int) -> dict[str, Any]:
         "tile_px": config.tile_px,
         "overlap_px": config.overlap_px,
         "low_confidence": config.low_confidence,
+        "flip": config.flip,
+        "scales": config.view_scales,
+        "keep_confidence": config.confidence,
         # n actors of one thread beat one of n threads by a fifth on a light network
         "threads": 1 if device == "cpu" else None,
     }

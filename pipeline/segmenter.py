@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,16 +45,20 @@ class PredictOptions:
     overlap_px: int = 128
     low_confidence: float = 0.5
     threads: int | None = None
+    flip: bool = False
+    scales: Sequence[float] = (1.0,)
+    keep_confidence: bool = False
     deadline_s: float = 60.0  # of one forward pass, and more for each megapixel in it
     deadline_s_per_megapixel: float = 10.0
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What travels from the manifest to the results, and the metadata of the results."""
+    """What travels from the manifest to the results, the metadata of the results, and how masks are written there."""
 
     extra: tuple[pa.Field, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    mask_format: str = "raw"
 
     @property
     def results(self) -> pa.Schema:
@@ -158,9 +162,11 @@ class Segmenter:
     def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
         wanted = self.columns.results
         dtype = self.label_set.mask_dtype
+        mask_format = self.columns.mask_format
         for row in rows:
-            if row.get("mask") is not None:
-                row |= {"mask_dtype": dtype, "mask_format": "raw"}
+            class_map = row.pop("class_map", None)
+            if class_map is not None and mask_format != "none":
+                row |= {"mask": encode_mask(class_map, mask_format), "mask_dtype": dtype, "mask_format": mask_format}
         return pa.Table.from_pylist(rows, schema=wanted)
 
 
@@ -170,7 +176,8 @@ def _result(region: Region, prediction: Prediction | Exception | None) -> dict[s
         row["height"], row["width"] = region.pixels.shape[:2]
     if isinstance(prediction, Prediction):
         row |= {
-            "mask": encode_mask(prediction.class_map),
+            "class_map": prediction.class_map,
+            "confidence": None if prediction.confidence is None else prediction.confidence.tobytes(),
             "class_pixels": prediction.class_pixels.tolist(),
             "mean_confidence": _known(prediction.mean_confidence),
             "class_confidence": [_known(c) for c in prediction.class_confidence],

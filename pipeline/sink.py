@@ -233,11 +233,14 @@ def predictions_metadata(uri: str) -> dict[str, str]:
     return text
 
 
-def metadata(label_set: LabelSet, result_fingerprint: str, manifest_fingerprint: str) -> dict[str, str]:
+def metadata(
+    label_set: LabelSet, result_fingerprint: str, manifest_fingerprint: str, mask_format: str = "raw"
+) -> dict[str, str]:
     """The Parquet metadata of a run's predictions."""
     return {
         "schema_version": str(schema.SCHEMA_VERSION),
         "label_set": json.dumps(label_set.to_json()),
+        "mask_format": mask_format,
         "result_fingerprint": result_fingerprint,
         "manifest_fingerprint": manifest_fingerprint,
     }
@@ -246,7 +249,7 @@ def metadata(label_set: LabelSet, result_fingerprint: str, manifest_fingerprint:
 def put_tables(uri: str, columns: pa.Schema, tables: Iterable[pa.Table]) -> int:
     """Put rows as one file, a row group (or more, where it is large) for each table; its size in bytes."""
     buffer = pa.BufferOutputStream()
-    plain = [name for name in columns.names if name != "mask"]  # a dictionary of masks only costs
+    plain = [name for name in columns.names if name not in ("mask", "confidence")]  # a dictionary of these only costs
     with pq.ParquetWriter(buffer, columns, compression="zstd", use_dictionary=plain) as writer:
         for table in tables:
             rows_per_group = max(1, int(table.num_rows * ROW_GROUP_BYTES / max(table.nbytes, 1)))

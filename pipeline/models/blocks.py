@@ -36,9 +36,9 @@ def upsample(x: Tensor, factor: int, like: Tensor) -> Tensor:
     return crop(functional.interpolate(x, size=size, mode="bilinear", align_corners=False), like)
 
 
-def zoom(x: Tensor, factor: float) -> Tensor:
-    """Bilinear by `factor` (N x C x H x W -> N x C x round(factor H) x round(factor W))."""
-    size = [max(1, round(side * factor)) for side in x.shape[-2:]]
+def zoom(x: Tensor, factor: float, multiple: int = 1) -> Tensor:
+    """Bilinear by `factor` (N x C x H x W -> N x C x round(factor H) x round(factor W)), to multiples of `multiple`."""
+    size = [multiple * max(1, round(side * factor / multiple)) for side in x.shape[-2:]]
     return functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 

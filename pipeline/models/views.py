@@ -19,19 +19,23 @@ class Views(nn.Module):
     """N x B x H x W -> N x K x H x W, the logarithm of the mean softmax: its own softmax is that mean.
 
     `scales` are factors of height and width; with `flip` each is also seen mirrored left to right. Takes
-    len(scales) * (1 + flip) forward passes. Raises InputError for a scale out of range.
+    len(scales) * (1 + flip) forward passes. Zoomed sides are multiples of `multiple`, which the input's are. Raises
+    InputError for a scale out of range.
     """
 
-    def __init__(self, network: nn.Module, *, flip: bool = False, scales: Sequence[float] = (1.0,)) -> None:
+    def __init__(
+        self, network: nn.Module, *, flip: bool = False, scales: Sequence[float] = (1.0,), multiple: int = 1
+    ) -> None:
         super().__init__()
         if not scales or min(scales) < 0.25 or max(scales) > 4:
             raise InputError("scales of the views out of range", found=list(scales), expected="one or more, 0.25 to 4")
+        self.multiple = multiple
         self.network, self.flip, self.scales = network, flip, tuple(float(scale) for scale in scales)
 
     def forward(self, x: Tensor) -> Tensor:
         total: Tensor | None = None
         for scale in self.scales:
-            seen = x if scale == 1 else zoom(x, scale)
+            seen = x if scale == 1 else zoom(x, scale, self.multiple)
             for mirrored in (False, True)[: 1 + self.flip]:
                 logits = self.network(seen.flip(-1) if mirrored else seen)
                 softmax = resize(logits.float().softmax(dim=1), x)

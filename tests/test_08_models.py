@@ -620,6 +620,8 @@ def test_every_network_of_the_table_is_tested():
         ({"model": "torchvision:lraspp_mobilenet_v3"}, "did you mean 'lraspp_mobilenet_v3_large'"),
         ({"model": "smpp:Unet"}, "no model 'smpp:Unet'.*did you mean 'smp'"),
         ({"model": "lightweight", "output_strid": 8}, "no option 'output_strid'.*did you mean 'output_stride'"),
+        ({"model": "lightweight", "crf": "no"}, "option crf of model 'lightweight' is out of range; found no"),
+        ({"model": "lightweight", "cfr": True}, "no option 'cfr'.*did you mean 'crf'"),
         ({"model": "lightweight", "output_stride": 4}, "output_stride out of range; found 4; expected 8, 16 or 32"),
         ({"model": "lightweight", "rates": ()}, "rates out of range"),
         ({"model": "multilevel_deeplab", "rates": (6, 12)}, "rates out of range.*expected three integers from 1 up"),

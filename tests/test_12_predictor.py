@@ -21,6 +21,7 @@ from pipeline.checkpoint import ModelSpec
 from pipeline.errors import InputError
 from pipeline.labels import IGNORE, LabelSet, load_label_set
 from pipeline.models import build_model
+from pipeline.models.views import Views
 from pipeline.predictor import DeviceError, Prediction, Predictor
 from pipeline.tiling import cut_side
 
@@ -258,6 +259,25 @@ def test_a_process_that_also_trains_keeps_its_settings():
 def test_options_out_of_range_are_named(options, message):
     with pytest.raises(InputError, match=message):
         Predictor(Local().eval(), SPEC, **options)
+
+
+def test_views_are_averaged_and_confidence_is_kept_on_request():
+    model = Local().eval()
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    plain = Predictor(model, SPEC, device="cpu").predict([pixels])[0]
+    seen = Predictor(model, SPEC, device="cpu", flip=True, scales=(1.0, 0.5), keep_confidence=True)
+    found, mirrored = seen.predict([pixels, np.ascontiguousarray(pixels[:, ::-1])])
+    x = (torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - torch.tensor(SPEC.mean)[:, None, None]) / torch.tensor(
+        SPEC.std
+    )[:, None, None]
+    with torch.no_grad():
+        p = Views(model, flip=True, scales=(1.0, 0.5))(x).softmax(1)[0]
+    confidence, class_map = p.max(0)
+    assert (found.class_map == class_map.numpy()).mean() > 0.999
+    np.testing.assert_allclose(found.confidence / 255, confidence.numpy(), atol=0.6 / 255)
+    assert found.confidence.dtype == np.uint8 and plain.confidence is None
+    assert not np.array_equal(found.class_map, plain.class_map)
+    assert (mirrored.class_map[:, ::-1] == found.class_map).mean() > 0.999
 
 
 # ---- class maps ----------------------------------------------------------------------------------------------------

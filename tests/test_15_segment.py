@@ -28,6 +28,7 @@ from pipeline.labels import CAMVID
 from pipeline.manifest_writer import build_manifest
 from pipeline.models import build_model
 from pipeline.options import parse
+from pipeline.predictions import Predictions
 from pipeline.predictor import Predictor
 from pipeline.regions import ReadOptions
 from pipeline.segment import segment
@@ -180,6 +181,30 @@ def test_an_output_grows_from_a_part_to_everything(
     assert set(first) <= set(prediction_files(output)), "what was done was done again"
     assert same_masks(rows_of(output), rows_of(undisturbed))
     assert "limit: null" in (tmp_path / "out" / "_config.yaml").read_text()
+
+
+@pytest.mark.parametrize("mask_format", ["png", "none"])
+def test_masks_are_written_as_asked(
+    mask_format: str, undisturbed: Path, checkpoint: str, pictures: Path, tmp_path: Path
+) -> None:
+    """`png` with the confidence of every pixel; `none` with the statistics alone, averaged over mirrored views."""
+    output = tmp_path / mask_format
+    asked = {"confidence": True} if mask_format == "png" else {"flip": True}
+    segment(SegmentConfig(str(pictures), checkpoint, str(output), limit=6, mask_format=mask_format, **asked))
+    rows, before = rows_of(output), rows_of(undisturbed)
+    assert len(rows) == 6
+    for key, row in rows.items():
+        if mask_format == "none":
+            assert row["mask"] is None and row["confidence"] is None
+            assert sum(row["class_pixels"]) == row["height"] * row["width"]
+        else:
+            assert np.array_equal(row["mask"], before[key]["mask"])
+            confidence = np.frombuffer(row["confidence"], np.uint8)
+            assert confidence.size == row["mask"].size
+            assert confidence.mean() / 255 == pytest.approx(row["mean_confidence"], abs=1 / 255)
+    if mask_format == "none":
+        with pytest.raises(InputError, match="predictions hold no masks"):
+            Predictions.open(str(output))
 
 
 def test_a_dry_run_tells_and_writes_nothing(undisturbed: Path, checkpoint: str, pictures: Path, tmp_path: Path) -> None:
@@ -397,6 +422,8 @@ def test_a_picture_that_kills_or_hangs_the_predictor_costs_its_own_row(
         ({"--split": "vall"}, "no picture is of split 'vall'"),
         ({"--max-failure-rate": "2"}, "out of range"),
         ({"--price-per-hour": "-1"}, "out of range"),
+        ({"--mask-format": "rel"}, "--mask-format: no 'rel'; expected raw, png, rle, none; did you mean 'rle'"),
+        ({"--scales": "1,9"}, "--scales is out of range; found 1,9"),
         ({"--limit": "0"}, "--limit is out of range"),
         ({"--sample": "10"}, "--sample is out of range"),
         ({"--sample": "1e-12"}, "the sample holds no picture"),

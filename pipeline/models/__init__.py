@@ -65,12 +65,14 @@ def build_model(model: str, *, num_classes: int, in_channels: int = 3, **options
             found=f"num_classes={num_classes}, in_channels={in_channels}",
         )
     model, options = parse_model(model, options)
-    crf = options.pop("crf", model == "crf_rnn")
     network = _network_class(model)
+    crf = options.pop("crf", model == "crf_rnn")
+    if not isinstance(crf, bool):
+        raise InputError(f"option crf of model {model!r} is out of range", found=crf, expected="true or false")
     parameters = inspect.signature(network).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):  # else it looks for itself
         named = [p.name for p in parameters if p.name not in ("name", "num_classes", "in_channels")]
-        check_options(model, options, named)
+        check_options(model, options, [*named, "crf"])
     provider, colon, name = model.partition(":")
     first = (name,) if colon else ()
     built: nn.Module = network(*first, num_classes=num_classes, in_channels=in_channels, **options)

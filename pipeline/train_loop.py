@@ -136,7 +136,10 @@ class _Loop:
                 break
             if skip is None:
                 # a stream made before the latest checkpoint begins with steps that are done
-                skip = max(0, self.state.step - self._of_first_worker(int(batch["step"].min())))
+                first = self._of_first_worker(int(batch["step"].min()))
+                if first > self.state.step:
+                    self._begin_stream_again(first)
+                skip = self.state.step - first
             if skip:
                 skip -= 1
                 continue
@@ -155,6 +158,15 @@ class _Loop:
         self._tell(force=True)
         if self.events:
             self.events.close()
+
+    def _begin_stream_again(self, first: int) -> None:
+        """The last run died between noting a checkpoint and Ray's keeping it, so the stream begins too late.
+
+        Raises RuntimeError, upon which Ray Train starts the workers, and the stream, again.
+        """
+        if self.rank == 0:
+            storage.write_json(storage.join(self.task.output, POSITION), {"step": self.state.step})
+        raise RuntimeError(f"samples from step {first} on, but the checkpoint is of step {self.state.step}")
 
     def _step(self, batch: dict[str, np.ndarray]) -> None:
         task, step = self.task, self.state.step

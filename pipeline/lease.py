@@ -49,7 +49,8 @@ class Lease:
         (`single_writer` promises that nobody else writes)."""
         lease = cls(output)
         try:
-            while not storage.put_if_absent(lease.uri, lease._text(0)):
+            # where the answer to a put is lost and the client asks again, what it finds is its own
+            while not storage.put_if_absent(lease.uri, lease._text(0)) and not lease._is_mine():
                 lease._take_over()
         except NotImplementedError as error:
             if not single_writer:
@@ -63,6 +64,9 @@ class Lease:
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise InputError("cannot write to the output folder", where=output, found=error) from None
         lease._thread.start()
+        for name in storage.list_names(output):
+            if name.startswith(LEASE + "."):  # the claim of a newcomer that died
+                storage.remove(storage.join(output, name))
         return lease
 
     def check(self) -> None:

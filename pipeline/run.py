@@ -83,6 +83,7 @@ class Run:
         """Take the mark of completeness back, before anything else is changed."""
         if self._lease is None:
             return
+        self.lease.check()
         storage.remove(self.at(SUCCESS))
         storage.write_bytes(self.at(CONFIG), _yaml(self._config))
 
@@ -121,8 +122,9 @@ def open_run(
         _remove_empty(made)
         raise
     try:
+        _settle_replaced(output)
         if overwrite:
-            _move_all(output, storage.join(output, REPLACED))
+            _replace(output)
         if fresh:
             storage.write_json(storage.join(output, RUN), record)
         if fresh or not storage.exists(storage.join(output, SUCCESS)):
@@ -131,7 +133,7 @@ def open_run(
     except InputError:
         if fresh:
             _clear(output, keep=(LEASE, REPLACED))
-            _move_all(storage.join(output, REPLACED), output)
+            _restore(output)
         lease.release()
         _remove_empty(made)
         raise
@@ -161,10 +163,13 @@ def fingerprint(parts: dict[str, Any]) -> str:
 
 def _existing(output: str, job: str) -> dict[str, Any] | None:
     """The record of the run in the folder; None for a folder that is free. Raises InputError for one that is not."""
+    names = storage.list_names(output)
+    # without a record, what an --overwrite had put aside when it died is what the folder holds
+    uri = storage.join(output, REPLACED, RUN) if RUN not in names and REPLACED in names else storage.join(output, RUN)
     try:
-        record: dict[str, Any] = storage.read_json(storage.join(output, RUN))
+        record: dict[str, Any] = storage.read_json(uri)
     except (FileNotFoundError, NotADirectoryError):
-        others = [name for name in storage.list_names(output) if name not in (LEASE, LOGS) and name[0] != "."]
+        others = [name for name in names if name != LOGS and not name.startswith((LEASE, "."))]
         if storage.is_local(output) and storage.exists(output) and not storage.is_folder(output):
             raise InputError("output is a file", where=output, expected="a folder") from None
         if others:
@@ -176,7 +181,7 @@ def _existing(output: str, job: str) -> dict[str, Any] | None:
             ) from None
         return None
     except ValueError as error:
-        raise InputError("output folder holds a damaged run", where=storage.join(output, RUN), found=error) from None
+        raise InputError("output folder holds a damaged run", where=uri, found=error) from None
     if record.get("job") != job:
         raise InputError(
             "output folder holds another run",
@@ -202,13 +207,26 @@ def _refuse_other(output: str, kind: str, before: dict[str, Any], now: dict[str,
         )
 
 
-def _move_all(source: str, target: str) -> None:
-    """Move all that a folder holds, save the lease and the replaced run itself."""
-    for name in storage.list_names(source):
-        if name not in (LEASE, REPLACED):
-            storage.move_tree(storage.join(source, name), storage.join(target, name))
-    if source.endswith("/" + REPLACED):
-        storage.remove_tree(source)
+def _replace(output: str) -> None:
+    """Put the run aside, its record first: while that is away, the old run is what the folder holds."""
+    names = [name for name in storage.list_names(output) if not name.startswith((LEASE, REPLACED))]
+    for name in sorted(names, key=lambda name: name != RUN):
+        storage.move_tree(storage.join(output, name), storage.join(output, REPLACED, name))
+
+
+def _restore(output: str) -> None:
+    """Bring back what was put aside, its record last."""
+    replaced = storage.join(output, REPLACED)
+    for name in sorted(storage.list_names(replaced), key=lambda name: name == RUN):
+        storage.move_tree(storage.join(replaced, name), storage.join(output, name))
+    storage.remove_tree(replaced)
+
+
+def _settle_replaced(output: str) -> None:
+    """End an --overwrite that died: its own run had begun and stays, or else the old one comes back."""
+    names = storage.list_names(output)
+    if REPLACED in names:
+        storage.remove_tree(storage.join(output, REPLACED)) if RUN in names else _restore(output)
 
 
 def _clear(output: str, keep: tuple[str, ...]) -> None:

@@ -106,9 +106,11 @@ class Sink:
         """Put the failed rows that stand into the public folder, in files of their own; how many there are."""
         count = 0
         for table in self.failed():
-            self._commit()
             name = f"failed-{self.attempt_uri.rsplit('/', 1)[-1]}-{uuid.uuid4().hex[:12]}.parquet"
-            _put_table(storage.join(self.predictions_uri, name), table)
+            # by way of the attempt, which whoever takes over removes: a driver that sleeps here commits nothing later
+            _put_table(storage.join(self.attempt_uri, name), table)
+            self._commit()
+            storage.move(storage.join(self.attempt_uri, name), storage.join(self.predictions_uri, name))
             count += table.num_rows
         return count
 

@@ -11,6 +11,8 @@ import contextlib
 import json
 import os
 import posixpath
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -210,8 +212,11 @@ def remove(uri: str) -> None:
 
 
 def remove_tree(uri: str) -> None:
-    """Remove a folder with all it holds; nothing happens where there is none."""
+    """Remove a folder with all it holds, also while others still write there; nothing happens where there is none."""
     fs, path = filesystem(uri)
+    if is_local(uri):
+        _remove_local_tree(path)
+        return
     fs.invalidate_cache()
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
@@ -302,6 +307,20 @@ def _walk_s3(fs: Any, uri: str, path: str) -> Iterator[FileInfo]:
                 yield _file_info(fs, entry, f"{uri}/{relative}", relative)
 
 
+def _remove_local_tree(path: str, tries: int = 20) -> None:
+    # a file that comes or goes in between breaks the walk off, with the rest still there
+    for left in reversed(range(tries)):
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            if not os.path.lexists(path):
+                return
+        except OSError:
+            if not left:
+                raise
+            time.sleep(0.01)
+
+
 def _file_info(fs: Any, entry: dict[str, Any], uri: str, relative: str) -> FileInfo:
     if entry.get("ETag"):
         version = "etag-" + str(entry["ETag"]).strip('"')
@@ -313,11 +332,16 @@ def _file_info(fs: Any, entry: dict[str, Any], uri: str, relative: str) -> FileI
 
 
 def _options(uri: str) -> dict[str, Any]:
-    # a cached listing would hide what other processes write; each request's own time-outs let deadlines be kept
+    # a cached listing would hide what other processes write; each request's own time-outs let deadlines be kept.
+    # standard retries wait up to 20 s each and about 55 s in all: a store that is away for 20 s ends no run
     if uri.startswith(("s3://", "s3a://")):
         return {
             "use_listings_cache": False,
-            "config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 5}},
+            "config_kwargs": {
+                "connect_timeout": 10,
+                "read_timeout": 30,
+                "retries": {"mode": "standard", "max_attempts": 10},
+            },
         }
     return {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -110,3 +111,22 @@ def test_a_store_without_pages_is_walked_folder_by_folder(monkeypatch: pytest.Mo
 def test_unknown_protocol_is_bad_input() -> None:
     with pytest.raises(InputError, match="nosuch://"):
         storage.exists("nosuch://x")
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, OSError])
+def test_a_folder_goes_though_others_write_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
+    """A file that is renamed or made in mid walk breaks the walk off: writers of a dead run may still be at it."""
+    folder, plain, calls = tmp_path / "attempt", shutil.rmtree, []
+
+    def broken_off(path: str) -> None:
+        calls.append(path)
+        if len(calls) < 3:
+            raise error("in mid walk")
+        plain(path)
+
+    storage.write_bytes(str(folder / "late"), b"")
+    monkeypatch.setattr(shutil, "rmtree", broken_off)
+    storage.remove_tree(str(folder))
+    assert not folder.exists()

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline import storage
-from pipeline.decode import DecodeError, DecodeTimeout, TooLarge
+from pipeline.decode import DecodeError, DecoderDied, DecodeTimeout, TooLarge
 from pipeline.decode.child import DecodeChild
 from pipeline.labels import LabelSet
 
@@ -135,13 +135,18 @@ class RegionReader:
                 self._fetch_s += time.monotonic() - begin_s
 
     def _decode(self, data: bytes, kind: Literal["picture", "label"]) -> np.ndarray:
+        decode = functools.partial(
+            self._child.decode,
+            data,
+            kind,
+            max_pixels=self.options.max_pixels,
+            deadline_s=self.options.decode_deadline_s,
+        )
         try:
-            return self._child.decode(
-                data,
-                kind=kind,
-                max_pixels=self.options.max_pixels,
-                deadline_s=self.options.decode_deadline_s,
-            )
+            try:
+                return decode()
+            except DecoderDied:  # of this picture, or of something else: where memory runs out, decoders go first
+                return decode()
         except TooLarge as error:
             raise Failure("too_large", str(error)) from None
         except DecodeTimeout as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,6 +110,16 @@ def test_labels_that_cannot_be_had_leave_the_picture(tmp_path: Path, reader: Reg
     assert all(region.status == "ok" and region.pixels is not None for region in (none, bad, foreign))
     assert none.truth_error == "no label file" and bad.truth is None and bad.truth_error
     assert foreign.unknown_labels == {200: 12} and (foreign.truth == 255).all()
+
+
+def test_a_decoder_that_is_killed_from_outside_costs_nothing(tmp_path: Path, reader: RegionReader) -> None:
+    wanted = row(tmp_path / "a.png", png())
+    assert next(reader.read([wanted])).status == "ok"
+    pid = reader._child.pid
+    assert pid
+    os.kill(pid, signal.SIGSTOP)  # so that it dies while it has the picture
+    threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+    assert next(reader.read([wanted])).status == "ok" and reader._child.pid != pid
 
 
 def test_a_store_that_recovers_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

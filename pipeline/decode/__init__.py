@@ -4,6 +4,6 @@
 or broken file can crash, hang or exhaust a decoder, and must cost nothing but its own row.
 """
 
-from pipeline.decode.header import DecodeError, DecodeTimeout, Header, TooLarge, read_header
+from pipeline.decode.header import DecodeError, DecoderDied, DecodeTimeout, Header, TooLarge, read_header
 
-__all__ = ["DecodeError", "DecodeTimeout", "Header", "TooLarge", "read_header"]
+__all__ = ["DecodeError", "DecodeTimeout", "DecoderDied", "Header", "TooLarge", "read_header"]

@@ -27,11 +27,12 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from pipeline.decode.header import DecodeError, DecodeTimeout, Header, TooLarge, read_header
+from pipeline.decode.header import DecodeError, DecoderDied, DecodeTimeout, Header, TooLarge, read_header
 from pipeline.decode.picture import MAX_PIXELS, decode, decode_label
 
 GIB = 1 << 30
 START_DEADLINE_S = 120.0
+_STARTS = 3  # tries
 KEEP_BYTES = 32 << 20  # a memory file that grew beyond this is emptied after use
 _ERRORS = {"TooLarge": TooLarge, "DecodeError": DecodeError}
 _PR_SET_PDEATHSIG = 1
@@ -105,7 +106,7 @@ class DecodeChild:
             reply = process.receive(deadline_s)
         except _Died as death:
             self._stop()
-            raise DecodeError(f"the decoding process died: {death}") from None
+            raise DecoderDied(f"the decoding process died: {death}") from None
         except TimeoutError:
             self._stop()
             raise DecodeTimeout(f"not decoded in {deadline_s:g} s") from None
@@ -124,8 +125,15 @@ class DecodeChild:
         # A process that died between two pictures is nobody's fault; one inherited by fork belongs to the parent.
         if process is not None and (process.owner != os.getpid() or process.popen.poll() is not None):
             self._stop()
-        if self._process is None:
-            self._process = _Process(self.memory_limit_bytes)
+        for left in reversed(range(_STARTS)):
+            if self._process is not None:
+                break
+            try:
+                self._process = _Process(self.memory_limit_bytes)
+            except RuntimeError:  # killed before it was ready, where memory was short
+                if not left:
+                    raise
+        assert self._process is not None
         return self._process
 
     def _stop(self) -> None:

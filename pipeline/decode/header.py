@@ -28,6 +28,10 @@ class TooLarge(DecodeError):
     status = "too_large"
 
 
+class DecoderDied(DecodeError):
+    """The decoding process ended while the picture was its own."""
+
+
 class DecodeTimeout(DecodeError):
     """Not decoded by its deadline."""
 

@@ -6,13 +6,13 @@ STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-slow bench lint types cluster-check setup clean help
+.PHONY: demo test test-slow bench chaos lint types cluster-check setup clean help
 
 demo: $(STAMP)
 	$(RUN)/python jobs/demo.py
 
 test: $(STAMP)
-	$(RUN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(RUN)/python -m pytest -m "not slow and not chaos" $(PYTEST_ARGS)
 
 # What does not fit into a quarter of an hour; its figures are recorded in docs/.
 test-slow: $(STAMP)
@@ -25,6 +25,10 @@ bench: $(STAMP)
 	$(RUN)/python -c 'import daft' 2>/dev/null || $(RUN)/python -m pip install --quiet --no-deps daft==0.7.26
 	$(RUN)/python benchmarks/networks.py
 	$(RUN)/python benchmarks/throughput.py --pictures $(PICTURES) --output runs/throughput
+
+# Kills, faults and full disks; writes its figures into docs/reliability.md. Parts: PYTEST_ARGS="-k lease".
+chaos: $(STAMP)
+	SEGMENTATION_RECORD=1 $(RUN)/python -m pytest tests/chaos --timeout 1200 $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(RUN)/ruff check .
@@ -62,4 +66,4 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
-	@echo "make demo | test | test-slow | bench | lint | types | cluster-check | setup | clean"
+	@echo "make demo | test | test-slow | bench | chaos | lint | types | cluster-check | setup | clean"

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,6 +127,49 @@ def ray_session(s3_server: str) -> Iterator[None]:
         )
     yield
     ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a cluster of this session's own: `address` is what RAY_ADDRESS says, `folder` its temporary one."""
+
+    address: str
+    dashboard: str
+    folder: Path
+    pid: int
+
+
+@contextlib.contextmanager
+def ray_head(env: Mapping[str, str] | None = None) -> Iterator[Head]:
+    """`ray start --head` of 4 CPUs on ports of its own, with the session's token; ended by process id."""
+    ray = Path(sys.executable).parent / "ray"
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # not pytest's: Unix socket paths end at 107 characters
+    port, dashboard_port = free_port(), free_port()
+    head = subprocess.Popen(
+        [ray, "start", "--head", "--block", "--temp-dir", folder, "--disable-usage-stats"]
+        + ["--port", str(port), "--ray-client-server-port", str(free_port())]
+        + ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
+        + ["--dashboard-agent-listen-port", "0"]
+        + ["--num-cpus", "4", "--num-gpus", "0", "--object-store-memory", str(300 * 2**20)],
+        cwd=folder,
+        # the entry point's `python` is the first on the head's PATH
+        env={**job_environment(), "PATH": f"{ray.parent}:{os.environ['PATH']}", **(env or {})},
+        stdout=(folder / "start.log").open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    dashboard = f"http://127.0.0.1:{dashboard_port}"
+
+    def addresses() -> list[str]:
+        return re.findall(r"--address='([\d.:]+)'", (folder / "start.log").read_text())
+
+    try:
+        wait_until(lambda: bool(addresses()), seconds=90, what="the cluster's head", process=head)
+        wait_until(lambda: answers(dashboard), seconds=90, what="the cluster's dashboard", process=head)
+        yield Head(addresses()[0], dashboard, folder, head.pid)
+    finally:
+        end(head, group=True, seconds=20)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---- S3 --------------------------------------------------------------------------------------------------------------

@@ -5,11 +5,9 @@ The cluster has its own ports, folder and token, and is ended by process id: `ra
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PROJECT, Finished, answers, end, free_port, job_environment, wait_until
+from conftest import PROJECT, Finished, job_environment, ray_head
 from PIL import Image
 
 RAY = Path(sys.executable).parent / "ray"
@@ -75,27 +73,8 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # not pytest's: Unix socket paths end at 107 characters
-    port = free_port()
-    head = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--temp-dir", folder, "--disable-usage-stats"]
-        + ["--port", str(free_port()), "--ray-client-server-port", str(free_port())]
-        + ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(port), "--dashboard-agent-listen-port", "0"]
-        + ["--num-cpus", "4", "--num-gpus", "0", "--object-store-memory", str(300 * 2**20)],
-        cwd=folder,
-        # the entry point's `python` is the first on the head's PATH
-        env={**job_environment(), "PATH": f"{RAY.parent}:{os.environ['PATH']}"},
-        stdout=(folder / "start.log").open("w"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: answers(address), seconds=90, what="the cluster's dashboard", process=head)
-        yield Cluster(address, folder)
-    finally:
-        end(head, group=True, seconds=20)
-        shutil.rmtree(folder, ignore_errors=True)
+    with ray_head() as head:
+        yield Cluster(head.dashboard, head.folder)
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.errors import InputError
 from pipeline.models.backbones.dilation import dilate
+from pipeline.models.backbones.staged import StagedBackbone
 from pipeline.models.backbones.weights import classifier
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(StagedBackbone):
     """MobileNetV2 without pooling and classifier (Sandler et al. 2018): N x B x H x W -> [C1, C2, C3, C4, C5].
 
     Channels 16, 24, 32, 96, 320 (1280 for C5 with `last_conv`), `channels` lists them.
@@ -23,7 +24,6 @@ class MobileNetV2(nn.Module):
         weights: str | None = None,
         last_conv: bool = False,
     ) -> None:
-        super().__init__()
         if output_stride not in (8, 16, 32):
             raise InputError("output_stride out of range", found=output_stride, expected="8, 16 or 32")
         network = classifier("mobilenet_v2", weights, in_channels)
@@ -38,12 +38,6 @@ class MobileNetV2(nn.Module):
             dilate(stages[4], 2)
         if last_conv:
             stages[4] = [*stages[4], *last]
-        self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
-        self.channels = (16, 24, 32, 96, 1280 if last_conv else 320)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        features = []
-        for stage in self.stages:
-            x = stage(x)
-            features.append(x)
-        return features
+        super().__init__(
+            (nn.Sequential(*stage) for stage in stages), channels=(16, 24, 32, 96, 1280 if last_conv else 320)
+        )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-
-from work import Job
+from work import Job, in_processes
 
 from pipeline.decode.picture import decode
 
@@ -24,9 +22,4 @@ def predict(job: Job, share: int) -> None:
 
 if __name__ == "__main__":
     job = Job.from_arguments()
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=predict, args=(job, share)) for share in range(job.processes)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    in_processes(predict, job)

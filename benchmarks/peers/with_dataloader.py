@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
-from work import Job, row, write
+from work import Job, in_processes, row, write
 
 from pipeline.decode.picture import decode
 
@@ -54,9 +53,4 @@ def predict(job: Job, share: int) -> None:
 if __name__ == "__main__":
     job = Job.from_arguments()
     job.output.mkdir(parents=True)
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=predict, args=(job, share)) for share in range(job.processes)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    in_processes(predict, job)

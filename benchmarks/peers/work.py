@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,16 @@ class Job:
     def predictor(self) -> Predictor:
         model, spec = load_checkpoint(self.checkpoint)
         return Predictor(model, spec, device="cpu", threads=self.threads, batch_size=self.batch)
+
+
+def in_processes(predict: Callable[[Job, int], None], job: Job) -> None:
+    """`predict(job, share)` in a process of its own for each share, to the end of all."""
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=predict, args=(job, share)) for share in range(job.processes)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
 
 
 def row(path: str, prediction: Prediction | Exception) -> dict[str, Any]:

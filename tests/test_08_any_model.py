@@ -113,6 +113,12 @@ def test_a_folder_gives_what_transformers_gives(segformer: Path) -> None:
     torch.testing.assert_close(ours, functional.interpolate(quarter, size=(65, 97), mode="bilinear"))
 
 
+def test_a_crf_keeps_the_memory_layout_that_its_network_asks_for(segformer: Path) -> None:
+    plain, with_crf = (build_model(f"hf:{segformer}", num_classes=5, crf=crf) for crf in (False, True))
+    assert with_crf.memory_format == plain.memory_format == torch.contiguous_format
+    assert build_model("lightweight", num_classes=5, crf=True).memory_format == torch.channels_last
+
+
 def test_only_the_last_layer_begins_anew_for_other_classes(segformer: Path) -> None:
     same, other = (build_model(f"hf:{segformer}", num_classes=k).state_dict() for k in (5, 3))
     differ = {key for key in same if same[key].shape != other[key].shape or not torch.equal(same[key], other[key])}

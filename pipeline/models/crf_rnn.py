@@ -115,6 +115,7 @@ class WithCRF(nn.Module):
         self.network = network
         self.crf = MeanField(num_classes)
         self.smallest_px = int(getattr(network, "smallest_px", 1))
+        self.memory_format: torch.memory_format = getattr(network, "memory_format", torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         logits = self.network(x)

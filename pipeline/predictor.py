@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
+from pipeline.answers import Answer, Prediction, Tile
 from pipeline.checkpoint import ModelSpec
 from pipeline.errors import InputError
 from pipeline.models.fold import fold_batch_norm
 from pipeline.models.limits import UNLIMITED, InputLimits, Range
 from pipeline.models.views import Views
-from pipeline.resizing import resize_pixels
 from pipeline.tiling import Cut, cut_fixed, cut_side
-from pipeline.winners import channel_classes, per_class, winners
+from pipeline.winners import channel_classes, winners
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GRID_PX = 32  # the deepest stride of any network here: tiles that start on it see the same strided grid as the whole
@@ -33,21 +31,6 @@ GRID_PX = 32  # the deepest stride of any network here: tiles that start on it s
 
 class DeviceError(RuntimeError):
     """The device is broken, not the picture: this process can predict nothing any more and should end."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What is known of one picture of H x W pixels and K classes.
-
-    A pixel whose winning channel stands for no class has no prediction: the ignore value, in none of the figures.
-    """
-
-    class_map: np.ndarray  # H x W of the label set's mask_dtype
-    class_pixels: np.ndarray  # int64, K
-    mean_confidence: float  # mean over predicted pixels of the softmax of the winning channel; nan where there are none
-    class_confidence: np.ndarray  # float64, K: the same per winning class, nan where a class does not occur
-    low_confidence_share: float  # of the predicted pixels: winning softmax below `low_confidence`; nan likewise
-    confidence: np.ndarray | None = None  # H x W uint8, softmax of the winning channel times 255, where it is asked for
 
 
 class Predictor:
@@ -136,26 +119,26 @@ class Predictor:
             else:
                 by_shape.setdefault(self.spec.input_size or picture.shape, []).append(i)
         for members in by_shape.values():
-            answered = [_Answer(pictures[i], self.spec, self.keep_confidence) for i in members]
+            answered = [Answer(pictures[i], self.spec, self.keep_confidence) for i in members]
             self._run([tile for answer in answered for tile in self._tiles(answer)])
             for i, answer in zip(members, answered, strict=True):
                 answers[i] = answer.error or answer.prediction()
         return [answer for answer in answers if answer is not None]
 
-    def _tiles(self, answer: _Answer) -> list[_Tile]:
+    def _tiles(self, answer: Answer) -> list[Tile]:
         height, width = answer.picture.shape[:2]
         if self.spec.input_size is not None:
             row, column = (Cut(slice(0, side), slice(0, side)) for side in (height, width))
-            return [_Tile(answer, row, column, self.spec.input_size)]
+            return [Tile(answer, row, column, self.spec.input_size)]
         rows, columns = self._cuts(height, self.limits.height), self._cuts(width, self.limits.width)
-        return [_Tile(answer, row, column) for row in rows for column in columns]
+        return [Tile(answer, row, column) for row in rows for column in columns]
 
     def _cuts(self, side_px: int, limit: Range) -> list[Cut]:
         if limit.high is not None and limit.high < max(self.tile_px, limit.low + 1):
             return cut_fixed(side_px, limit.high - limit.high % self.spec.size_multiple, self.overlap_px)
         return cut_side(side_px, self.tile_px, self.overlap_px, self.grid_px)
 
-    def _run(self, tiles: list[_Tile]) -> None:
+    def _run(self, tiles: list[Tile]) -> None:
         """Predict tiles of one shape into their answers, in batches that fit into memory."""
         shape = tiles[0].pixels.shape
         while tiles:
@@ -179,7 +162,7 @@ class Predictor:
             tiles = [tile for tile in rest if tile.answer.error is None]
 
     @torch.inference_mode()
-    def _forward(self, batch: list[_Tile], padded_size: int) -> None:
+    def _forward(self, batch: list[Tile], padded_size: int) -> None:
         pixels = np.stack([tile.pixels for tile in batch])
         if self.spec.channel_order == "bgr":
             pixels = pixels[..., ::-1].copy()
@@ -211,83 +194,6 @@ class Predictor:
     def _padding(self, side_px: int, limit: Range) -> int:
         """How much is added to a side so that the network takes it."""
         return max(limit.low - side_px, -side_px % self.spec.size_multiple)
-
-
-class _Answer:
-    """The prediction of one picture while its tiles come in."""
-
-    def __init__(self, picture: np.ndarray, spec: ModelSpec, keep_confidence: bool = False) -> None:
-        self.picture = picture
-        self.error: Exception | None = None
-        self.class_map = np.empty(picture.shape[:2], dtype=spec.label_set.mask_dtype)
-        self.class_pixels = np.zeros(spec.label_set.num_classes, dtype=np.int64)
-        self.confidence_sum = np.zeros(spec.label_set.num_classes, dtype=np.float64)
-        self.low_pixels = 0
-        self.confidence = np.empty(picture.shape[:2], dtype=np.uint8) if keep_confidence else None
-        self.some_unpredicted = spec.class_map is not None and None in spec.class_map
-
-    def add(self, where: tuple[slice, slice], class_map: Tensor, confidence: Tensor, low_confidence: float) -> None:
-        pixels, sums = per_class(class_map, confidence, len(self.class_pixels))
-        self.class_map[where] = class_map.cpu().numpy()
-        if self.confidence is not None:
-            self.confidence[where] = (confidence * 255).round_().to(torch.uint8).cpu().numpy()
-        self.class_pixels += pixels.cpu().numpy()
-        self.confidence_sum += sums.cpu().numpy()
-        low = confidence < low_confidence
-        if self.some_unpredicted:
-            low &= class_map < len(self.class_pixels)
-        self.low_pixels += int(low.sum())
-        if not np.isfinite(self.confidence_sum).all() or (self.some_unpredicted and bool(confidence.isnan().any())):
-            self.error = FloatingPointError("the network gave logits that are no numbers")
-
-    def prediction(self) -> Prediction:
-        occurs = self.class_pixels > 0
-        means = np.full(len(occurs), np.nan)
-        means[occurs] = self.confidence_sum[occurs] / self.class_pixels[occurs]
-        predicted = int(self.class_pixels.sum()) or math.nan
-        return Prediction(
-            self.class_map,
-            self.class_pixels,
-            mean_confidence=float(self.confidence_sum.sum() / predicted),
-            class_confidence=means,
-            low_confidence_share=self.low_pixels / predicted,
-            confidence=self.confidence,
-        )
-
-
-@dataclass
-class _Tile:
-    """One rectangle of a picture on its way through the network."""
-
-    answer: _Answer
-    row: Cut
-    column: Cut
-    input_size: tuple[int, int] | None = None  # what the network sees it resized to
-
-    @cached_property
-    def pixels(self) -> np.ndarray:
-        pixels = self.answer.picture[self.row.read, self.column.read]
-        return pixels if self.input_size is None else resize_pixels(pixels, self.input_size)
-
-    @property
-    def enlarged(self) -> tuple[int, int] | None:
-        """The size that its logits are brought back to."""
-        return None if self.input_size is None else self.answer.picture.shape[:2]
-
-    @property
-    def outer(self) -> tuple[slice, slice]:
-        """What is kept, in pixels of the picture."""
-        return self.row.keep, self.column.keep
-
-    @property
-    def inner(self) -> tuple[slice, slice]:
-        """What is kept, in pixels of the network's output."""
-        if self.input_size is not None:
-            return slice(0, self.input_size[0]), slice(0, self.input_size[1])
-        row, column = (
-            slice(cut.keep.start - cut.read.start, cut.keep.stop - cut.read.start) for cut in (self.row, self.column)
-        )
-        return row, column
 
 
 def _is_out_of_memory(error: Exception) -> bool:

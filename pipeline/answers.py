@@ -1,4 +1,4 @@
-"""One picture while its tiles come in from the network, and the prediction that they make: class map, counts, confidence.
+"""One picture while its tiles come in from the network, and the prediction they make: class map, counts, confidence.
 
 The network sees tiles (or the one tile that is the whole picture); each adds the inner part that is kept of it.
 """

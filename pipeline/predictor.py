@@ -13,11 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.answers import Answer, Prediction, Tile
 from pipeline.checkpoint import ModelSpec
+from pipeline.engines import Network, require_engine, run_by
 from pipeline.errors import InputError
 from pipeline.models.fold import fold_batch_norm
 from pipeline.models.limits import UNLIMITED, InputLimits, Range
@@ -43,8 +44,8 @@ class Predictor:
     `precision` is "auto" (float32
     without TF32: a mask must not depend on the device), "float32", "bfloat16" or "float16". `threads` sets torch's
     threads for the whole process: their number changes a network's last bits. `flip` and `scales` average over mirrored
-    and zoomed views (models.views). `keep_confidence` keeps the confidence of every pixel. Raises InputError for an
-    option out of range.
+    and zoomed views (models.views). `keep_confidence` keeps the confidence of every pixel. `engine` is what runs the
+    network (engines.ENGINES). Raises InputError for an option out of range.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Predictor:
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
         keep_confidence: bool = False,
+        engine: str = "eager",
     ) -> None:
         self.grid_px = math.lcm(GRID_PX, spec.size_multiple)
         if overlap_px < 0 or tile_px - overlap_px < 2 * self.grid_px:
@@ -78,6 +80,7 @@ class Predictor:
             torch.set_num_threads(threads)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        require_engine(engine, device, precision)
         self.device = torch.device(device)
         self.spec = spec
         self.limits: InputLimits = getattr(model, "limits", UNLIMITED)
@@ -90,18 +93,27 @@ class Predictor:
         self._factor = (1 / (spec.scale * std))[:, None, None]
         self._shift = (-mean / std)[:, None, None]
         self._labels = channel_classes(spec).to(self.device) if spec.class_map is not None else None
-        self.model = model.to(self.device)
-        if self.limits is UNLIMITED:  # a traced program has no modules to fold
-            side_px = math.ceil(128 / spec.size_multiple) * spec.size_multiple
-            example = torch.rand(1, spec.bands, side_px, side_px, generator=torch.Generator().manual_seed(0))
-            self.model = fold_batch_norm(self.model, example.to(self.device))
-        self.model = self.model.to(memory_format=getattr(model, "memory_format", torch.channels_last))
+        network = model.to(self.device)
+        examples = self._examples() if self.limits is UNLIMITED else []  # a traced program has no modules to fold
+        if examples:
+            network = fold_batch_norm(network, examples[0][:1])
+        network = network.to(memory_format=getattr(model, "memory_format", torch.channels_last))
+        self.model: Network = run_by(engine, network, examples)
         if flip or tuple(scales) != (1.0,):
             if self.limits is not UNLIMITED and tuple(scales) != (1.0,):
                 raise InputError("zoomed views do not go with a network that takes certain sizes only")
             self.model = Views(self.model, flip=flip, scales=scales, multiple=spec.size_multiple)
         self.keep_confidence = keep_confidence
         self._fits: dict[tuple[int, ...], int] = {}  # shape -> batch size, where the usual one was too large
+
+    def _examples(self) -> list[Tensor]:
+        """Inputs of small sizes, even, odd and square, that a network takes which takes any."""
+        random, multiple = torch.Generator().manual_seed(0), self.spec.size_multiple
+        examples = []
+        for size in ((128, 128), (192, 224), (97, 131)):
+            sides = [math.ceil(side_px / multiple) * multiple for side_px in size]
+            examples.append(torch.rand(self.batch_size, self.spec.bands, *sides, generator=random).to(self.device))
+        return examples
 
     def predict(self, pictures: Sequence[np.ndarray]) -> list[Prediction | Exception]:
         """One answer per picture (H x W x B uint8, RGB order where B is 3; sizes may differ), in order.

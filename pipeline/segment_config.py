@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.engines import require_engine
 from pipeline.errors import InputError, nearest
 from pipeline.labels import LabelSet
 from pipeline.masks import MASK_FORMATS
@@ -43,6 +44,7 @@ class SegmentConfig:
         flip: see each picture mirrored too, and average (test-time augmentation)
         scales: see each picture zoomed by each of these, such as 0.75,1,1.25, and average
         precision: auto, float32, bfloat16 or float16
+        engine: eager, compiled (needs g++; for pictures of few sizes) or onnx; the faster two run on CPUs
         device: auto, cpu or cuda
         num_predictors: predictor actors (default: one a GPU, or one a physical core)
         max_pixels: larger pictures are not decoded (too_large)
@@ -76,6 +78,7 @@ class SegmentConfig:
     flip: bool = False
     scales: str = "1"
     precision: str = "auto"
+    engine: str = "eager"
     device: str = "auto"
     num_predictors: int | None = None
     max_pixels: int = 100_000_000
@@ -103,6 +106,7 @@ class SegmentConfig:
         _ = self.view_scales  # raises for what is out of range
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError("unknown device", found=self.device, expected="auto, cpu or cuda")
+        require_engine(self.engine, self.device, self.precision)
 
     @property
     def portion(self) -> Portion:
@@ -129,7 +133,8 @@ class SegmentConfig:
 def decisive(config: SegmentConfig, label_set: LabelSet, weights: str) -> dict[str, Any]:
     """Everything that can change a row, `weights` being the fingerprint of the network's.
 
-    Batch size, precision and threads are not among them: a run remembers what it began with and resumes with that.
+    Batch size, precision, engine and threads are not among them: a run remembers what it began with and resumes with
+    that.
     """
     return {
         "weights": weights,

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.engines import require_engine
 from pipeline.manifest import Manifest, Unit
 from pipeline.segment_config import SegmentConfig
 from pipeline.segmenter import Columns, PredictOptions, Segmenter, read_pixels
@@ -127,9 +128,11 @@ class SegmentStream:
 def predict_options(config: SegmentConfig, num_gpus: int) -> dict[str, Any]:
     """What a run predicts with, to be kept: resumed with the same, its masks are identical."""
     device = config.device if config.device != "auto" else ("cuda" if num_gpus else "cpu")
+    require_engine(config.engine, device, config.precision)
     return {
         "device": device,
         "precision": config.precision,
+        "engine": config.engine,
         "batch_size": config.batch_size or (8 if device == "cuda" else 1),
         "tile_px": config.tile_px,
         "overlap_px": config.overlap_px,

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.checkpoint import load_checkpoint
+from pipeline.engines import PREPARE_S
 from pipeline.labels import LabelSet
 from pipeline.masks import encode_mask
 from pipeline.predictor import DeviceError, Prediction, Predictor
@@ -40,6 +41,7 @@ class PredictOptions:
 
     device: str = "auto"
     precision: str = "auto"
+    engine: str = "eager"
     batch_size: int | None = None
     tile_px: int = 1024
     overlap_px: int = 128
@@ -92,6 +94,7 @@ class Segmenter:
     ) -> None:
         options = dict(vars(predict))
         self._deadlines_s = options.pop("deadline_s"), options.pop("deadline_s_per_megapixel")
+        self._prepare_s = 0.0 if predict.engine == "eager" else PREPARE_S
         model, spec = load_checkpoint(checkpoint)
         self.label_set: LabelSet = spec.label_set
         self.predictor = Predictor(model, spec, **options)
@@ -123,7 +126,8 @@ class Segmenter:
         if careful and pictures and (before := self._ask("begin_region", first)):
             status = "timeout" if before.startswith("timeout") else "model_error"
             return [_result(batch[0], None) | {"status": status, "error": before.removeprefix("timeout: ")}]
-        deadline_s = self._deadlines_s[0] + self._deadlines_s[1] * sum(p.shape[0] * p.shape[1] for p in pictures) / 1e6
+        megapixels = sum(p.shape[0] * p.shape[1] for p in pictures) / 1e6
+        deadline_s = self._deadlines_s[0] + self._deadlines_s[1] * megapixels + self._prepare_s
         self._watchdog.start(deadline_s, lambda: careful and self._ask("hung", first, deadline_s))
         try:
             with self._watch.measure("predict"):

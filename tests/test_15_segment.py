@@ -187,9 +187,10 @@ def test_an_output_grows_from_a_part_to_everything(
 def test_masks_are_written_as_asked(
     mask_format: str, undisturbed: Path, checkpoint: str, pictures: Path, tmp_path: Path
 ) -> None:
-    """`png` with the confidence of every pixel; `none` with the statistics alone, averaged over mirrored views."""
+    """`png` with the confidence of every pixel; `none` with the statistics alone, averaged over mirrored views and run
+    by ONNX Runtime, which the run remembers."""
     output = tmp_path / mask_format
-    asked = {"confidence": True} if mask_format == "png" else {"flip": True}
+    asked = {"confidence": True} if mask_format == "png" else {"flip": True, "engine": "onnx", "num_predictors": 1}
     segment(SegmentConfig(str(pictures), checkpoint, str(output), limit=6, mask_format=mask_format, **asked))
     rows, before = rows_of(output), rows_of(undisturbed)
     assert len(rows) == 6
@@ -203,6 +204,8 @@ def test_masks_are_written_as_asked(
             assert confidence.size == row["mask"].size
             assert confidence.mean() / 255 == pytest.approx(row["mean_confidence"], abs=1 / 255)
     if mask_format == "none":
+        record = storage.read_json(storage.join(str(output), "_run.json"))
+        assert record["predict"]["engine"] == "onnx"
         with pytest.raises(InputError, match="predictions hold no masks"):
             Predictions.open(str(output))
 

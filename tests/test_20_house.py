@@ -17,7 +17,7 @@ ROOMS = (
     "errors labels storage options schema decode cluster lease run progress timings board "
     "collection collection_table inventory manifest manifest_writer portion manifest_job regions "
     "transforms samples label_scan models losses schedules metrics "
-    "checkpoint tiling resizing winners answers predictor rle masks import_config import_model sink increment "
+    "checkpoint tiling resizing winners answers engines predictor rle masks import_config import_model sink increment "
     "readers statistics optimizer average event_files train_config "
     "selection validation train_loop train study trials comparison sweep segment_config suspects "
     "segmenter segment_stream forecast segment "

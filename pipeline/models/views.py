@@ -6,7 +6,7 @@ al. 2018, section 4.1, "multi-scale inputs and left-right flipping").
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,12 @@ class Views(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, *, flip: bool = False, scales: Sequence[float] = (1.0,), multiple: int = 1
+        self,
+        network: Callable[[Tensor], Tensor],
+        *,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        multiple: int = 1,
     ) -> None:
         super().__init__()
         if not scales or min(scales) < 0.25 or max(scales) > 4:

@@ -192,9 +192,10 @@ def write_predictions(manifest_uri: str, output: str, rows: int, rows_per_file: 
 
 
 def _planned(manifest_uri: str, output: str) -> str:
+    from pipeline.predict_options import PredictOptions
+    from pipeline.schema import Columns
     from pipeline.segment_config import SegmentConfig
     from pipeline.segment_stream import SegmentStream
-    from pipeline.segmenter import Columns, PredictOptions
 
     manifest = open_manifest(manifest_uri)
     assert manifest is not None
@@ -328,7 +329,8 @@ def pictures(config: PicturesConfig) -> None:
 def _checkpoint(uri: str) -> str:
     import torch
 
-    from pipeline.checkpoint import ModelSpec, save_checkpoint
+    from pipeline.checkpoint import save_checkpoint
+    from pipeline.model_spec import ModelSpec
     from pipeline.models import build_model
 
     torch.manual_seed(0)

@@ -33,12 +33,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.checkpoint import ModelSpec, save_checkpoint
+from pipeline.checkpoint import save_checkpoint
 from pipeline.cli import main
 from pipeline.errors import InputError
 from pipeline.import_config import ImportConfig
 from pipeline.import_model import import_model
 from pipeline.labels import CAMVID
+from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import ModelSpec
+from pipeline.model_spec import ModelSpec
 from pipeline.resizing import resize_pixels
 from pipeline.tiling import Cut
 from pipeline.winners import per_class

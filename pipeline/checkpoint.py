@@ -1,16 +1,12 @@
-"""A trained network as a folder that needs nothing else: `weights-<hash>.safetensors` and, written last, `model.json`.
+"""A trained network as a folder that needs nothing else: saved and loaded.
 
-An exported network is a program that holds its weights: `program-<hash>.pt2` stands in their place.
-`model.json` names the file with its size and sha256, so replacing a checkpoint is one atomic put: a reader sees
-the old network or the new one, and anything half-written has no `model.json` that fits it. No pickle is read.
+`model.json` (model_spec.py) is written last, so replacing a checkpoint is one atomic put: a reader sees the old network
+or the new one, and anything half-written has no `model.json` that fits it. No pickle is read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -18,94 +14,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline import storage
-from pipeline.errors import InputError
-from pipeline.labels import LabelSet
-from pipeline.models import build_model, structure_options
+from pipeline.model_spec import CHECKPOINT_VERSION, DESCRIPTION, ModelSpec, fingerprint_of, read_checkpoint
 from pipeline.models.backbones import load_weights
 from pipeline.models.exported_model import ExportedModel
 
-CHECKPOINT_VERSION = 2  # 2: `input_size`, `class_map` or a program, which a reader of version 1 would pass over
 _PREFIXES = ("weights-", "program-")
-DESCRIPTION = "model.json"
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """All that is needed to rebuild a network, feed it pixels and read its class ids.
-
-    A pixel enters as (pixel / scale - mean) / std, band by band, in `channel_order`; pictures are padded to a multiple
-    of `size_multiple` pixels. With `input_size` (height, width) every picture is resized to it (bilinear, antialiased)
-    and the logits are brought back to the picture's size (bilinear). `class_map` gives for each output channel the
-    class it stands for, or None for none of the label set's; without it the channels are the classes.
-    `fingerprint` is the training run's, `metrics` what it measured; `imported_from` names where a network that was
-    trained elsewhere came from.
-    """
-
-    model: str
-    options: dict[str, Any]
-    label_set: LabelSet
-    bands: int = 3
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    scale: float = 255.0
-    channel_order: str = "rgb"
-    size_multiple: int = 1
-    output_stride: int | None = None
-    fingerprint: str = ""
-    metrics: dict[str, Any] = field(default_factory=dict)
-    input_size: tuple[int, int] | None = None
-    class_map: tuple[int | None, ...] | None = None
-    imported_from: str = ""
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != self.bands or len(self.std) != self.bands:
-            raise InputError(
-                "normalisation does not fit the bands",
-                found=f"{len(self.mean)} means and {len(self.std)} standard deviations",
-                expected=f"{self.bands} of each",
-            )
-        if min(self.std) <= 0 or self.scale <= 0 or self.size_multiple < 1:
-            raise InputError(
-                "normalisation out of range",
-                found=f"std={self.std}, scale={self.scale}, size_multiple={self.size_multiple}",
-                expected="all above 0",
-            )
-        if self.channel_order not in ("rgb", "bgr"):
-            raise InputError("channel order out of range", found=self.channel_order, expected="rgb or bgr")
-        if self.input_size is not None and (len(self.input_size) != 2 or min(self.input_size) < 1):
-            raise InputError("input size out of range", found=self.input_size, expected="height and width, above 0")
-        wrong = [k for k in self.class_map or () if k is not None and not 0 <= k < self.label_set.num_classes]
-        if wrong:
-            raise InputError(
-                "class map leads out of the label set",
-                found=f"class {wrong[0]}",
-                expected=f"0 to {self.label_set.num_classes - 1} of {self.label_set.name}",
-            )
-
-    @property
-    def num_channels(self) -> int:
-        """How many output channels the network has."""
-        return self.label_set.num_classes if self.class_map is None else len(self.class_map)
-
-    def build(self, **options: Any) -> nn.Module:
-        """The network with random weights; `options` beside those kept here."""
-        options = {**structure_options(self.options), **options}
-        return build_model(self.model, num_classes=self.num_channels, in_channels=self.bands, **options)
-
-    def to_json(self) -> dict[str, Any]:
-        """As in model.json; what is not set of the later fields is left out, as it was before there were any."""
-        text = {**asdict(self), "label_set": self.label_set.to_json()}
-        return {k: v for k, v in text.items() if v or k not in ("input_size", "class_map", "imported_from")}
-
-    @classmethod
-    def from_json(cls, text: dict[str, Any]) -> ModelSpec:
-        """The inverse of `to_json`; keys it does not know (of a newer version) are left out."""
-        values = {key: value for key, value in text.items() if key in cls.__dataclass_fields__}
-        values["label_set"] = LabelSet.from_json(values["label_set"])
-        for name in ("mean", "std", "input_size", "class_map"):
-            if values.get(name) is not None or name in ("mean", "std"):
-                values[name] = tuple(values[name])
-        return cls(**values)
 
 
 def save_checkpoint(uri: str, model: nn.Module, spec: ModelSpec) -> None:
@@ -127,25 +40,8 @@ def save_checkpoint(uri: str, model: nn.Module, spec: ModelSpec) -> None:
 
 
 def load_checkpoint(uri: str) -> tuple[nn.Module, ModelSpec]:
-    """The network in eval mode with its weights, and its description.
-
-    Raises InputError where `uri` holds no checkpoint or a damaged one (which file, what is wrong with it).
-    """
-    for attempt in range(3):
-        description = _describe(uri)
-        (name, file), *_ = description["files"].items()
-        try:
-            data = storage.read_bytes(storage.join(uri, name))
-            break
-        except FileNotFoundError:
-            # replaced between the two reads: the new description names another file
-            if attempt == 2 or _describe(uri)["files"].keys() == description["files"].keys():
-                raise _damaged(uri, found=f"no file {name}") from None
-    if len(data) != file["size_bytes"]:
-        raise _damaged(uri, found=f"{name} of {len(data)} bytes", expected=f"{file['size_bytes']}")
-    if hashlib.sha256(data).hexdigest() != file["sha256"]:
-        raise _damaged(uri, found=f"{name} with another sha256", expected=file["sha256"])
-    spec = _spec(uri, description)
+    """The network in eval mode with its weights, and its description. Raises InputError like `read_checkpoint`."""
+    spec, name, data = read_checkpoint(uri)
     if name.startswith("program-"):
         return spec.build(program=data).eval(), spec
     with torch.random.fork_rng(devices=[]):  # the random weights below are overwritten: nobody's seed should feel it
@@ -154,27 +50,9 @@ def load_checkpoint(uri: str) -> tuple[nn.Module, ModelSpec]:
     return model.eval(), spec
 
 
-def read_spec(uri: str) -> ModelSpec:
-    """The description alone, weights unread. Raises InputError like `load_checkpoint`."""
-    return _spec(uri, _describe(uri))
-
-
-def weights_fingerprint(uri: str) -> str:
-    """sha256 (hex) of everything in a checkpoint that can change a mask: weights, structure, normalisation, labels."""
-    description = _describe(uri)
-    return _fingerprint(_spec(uri, description), [file["sha256"] for file in description["files"].values()])
-
-
 def network_fingerprint(model: nn.Module, spec: ModelSpec) -> str:
     """The `weights_fingerprint` of the checkpoint that `save_checkpoint` would write."""
-    return _fingerprint(spec, [hashlib.sha256(_file_of(model)).hexdigest()])
-
-
-def _fingerprint(spec: ModelSpec, sha256s: list[str]) -> str:
-    decisive = {**spec.to_json(), "options": structure_options(spec.options), "weights": sorted(sha256s)}
-    for other in ("fingerprint", "metrics", "imported_from"):
-        decisive.pop(other, None)
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return fingerprint_of(spec, [hashlib.sha256(_file_of(model)).hexdigest()])
 
 
 def _file_of(model: nn.Module) -> bytes:
@@ -192,39 +70,3 @@ def _plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
         key: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in model.state_dict().items()
     }
-
-
-def _describe(uri: str) -> dict[str, Any]:
-    try:
-        data = storage.read_bytes(storage.join(uri, DESCRIPTION))
-    except (FileNotFoundError, NotADirectoryError):
-        inner = [name for name in ("best", "last") if storage.exists(storage.join(uri, name, DESCRIPTION))]
-        raise InputError(
-            "no checkpoint",
-            where=uri,
-            expected=f"a folder with {DESCRIPTION}",
-            todo=f"did you mean {storage.join(uri, inner[0])}?" if inner else None,
-        ) from None
-    try:
-        description = json.loads(data)
-    except ValueError as error:
-        raise _damaged(uri, found=f"{DESCRIPTION} that is not JSON ({error})") from None
-    if not isinstance(description, dict) or not isinstance(description.get("files"), dict) or not description["files"]:
-        raise _damaged(uri, found=f"{DESCRIPTION} that names no weights")
-    version = description.get("checkpoint_version")
-    if not isinstance(version, int) or version > CHECKPOINT_VERSION:
-        raise InputError(
-            "checkpoint of another version", where=uri, found=version, expected=f"at most {CHECKPOINT_VERSION}"
-        )
-    return description
-
-
-def _spec(uri: str, description: dict[str, Any]) -> ModelSpec:
-    try:
-        return ModelSpec.from_json(description)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(uri, found=f"{DESCRIPTION} with {type(error).__name__}: {error}") from None
-
-
-def _damaged(uri: str, *, found: str, expected: str | None = None) -> InputError:
-    return InputError("damaged checkpoint", where=uri, found=found, expected=expected)

@@ -39,25 +39,44 @@ def connect(written: Iterable[str], *, shared_filesystem: bool = False, local_cp
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's announced default; ends its warning
     import ray
 
     if not ray.is_initialized():
-        variables = {k: v for k, v in os.environ.items() if k.startswith(_CARRIED_PREFIXES)}
         options: dict[str, Any] = {
-            "runtime_env": {"env_vars": {**_WORKER_ENV, **variables}},
             "logging_level": logging.WARNING,
             "log_to_driver": False,  # every actor start prints a harmless ERROR line (ray#53727)
         }
         if address:
-            ray.init(address=address, **options)
+            variables = {k: v for k, v in os.environ.items() if k.startswith(_CARRIED_PREFIXES)}
+            ray.init(address=address, runtime_env={"env_vars": {**_WORKER_ENV, **variables}}, **options)
         else:
+            calm_threads()  # inherited: with a runtime environment Ray starts its workers only when they are asked for
             cpus = max(local_cpus, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
-        _stop_on_sigterm()  # after ray.init, which sets a handler of its own
+        stop_on_sigterm()  # after ray.init, which sets a handler of its own
     if not shared_filesystem:
         _refuse_local_on_many_nodes(written)
     _configure_data()
+
+
+def calm_threads() -> None:
+    """For the processes that this one starts."""
+    for name, value in _WORKER_ENV.items():
+        os.environ.setdefault(name, value)
+
+
+def stop_on_sigterm() -> None:
+    """From now on SIGTERM raises Stopped in the main thread."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Stopped("stopped on request; resume with the same command")
+
+    try:
+        signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        pass  # not the main thread: the caller has handlers of its own
 
 
 def refuse_relative_under_submit(written: Iterable[str]) -> None:
@@ -91,9 +110,9 @@ def num_gpus() -> int:
 
 def num_cores() -> int:
     """Cores that can work at once: this machine's (a local Ray may count more), or the cluster's CPUs."""
-    import ray
-
     if os.environ.get("RAY_ADDRESS"):
+        import ray
+
         return max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)  # one is left to reading and writing
     return os.cpu_count() or 1
 
@@ -150,13 +169,3 @@ def _refuse_local_on_many_nodes(written: Iterable[str]) -> None:
                 expected="s3://...",
                 todo="give --shared-filesystem if every node sees that path",
             )
-
-
-def _stop_on_sigterm() -> None:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Stopped("stopped on request; resume with the same command")
-
-    try:
-        signal.signal(signal.SIGTERM, stop)
-    except ValueError:
-        pass  # not the main thread: the caller has handlers of its own

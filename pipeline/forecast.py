@@ -17,18 +17,16 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import cluster
-from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import InputError
 from pipeline.increment import carried_ids
 from pipeline.manifest import Manifest, open_manifest, read_rows_at
 from pipeline.manifest_job import manifest_of, portion_of, refuse_other_source
 from pipeline.manifest_writer import build_manifest
-from pipeline.predictor import Predictor
+from pipeline.predict_options import num_predictors, predict_options
 from pipeline.progress import duration
 from pipeline.regions import RegionReader
 from pipeline.run import Run, look_at_run
 from pipeline.segment_config import SegmentConfig
-from pipeline.segment_stream import num_predictors, predict_options
 from pipeline.sink import PREDICTIONS, committed_ids
 
 _PROBED = 8  # pictures
@@ -146,6 +144,9 @@ def _probe(
 
         if not torch.cuda.is_available():
             return None, "the predictors run on GPUs and this machine has none; a run with --limit measures it"
+    from pipeline.checkpoint import load_checkpoint
+    from pipeline.predictor import Predictor
+
     predictor = Predictor(*load_checkpoint(config.checkpoint), **options)
     reader = RegionReader(config.read_options)
     try:

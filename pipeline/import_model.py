@@ -15,20 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import storage
-from pipeline.checkpoint import (
-    DESCRIPTION,
-    ModelSpec,
-    network_fingerprint,
-    read_spec,
-    save_checkpoint,
-    weights_fingerprint,
-)
+from pipeline.checkpoint import network_fingerprint, save_checkpoint
 from pipeline.decode import DecodeError
 from pipeline.decode.picture import decode
 from pipeline.errors import InputError
 from pipeline.import_config import ImportConfig, channel_classes, class_map, pixels
 from pipeline.labels import load_label_set
 from pipeline.masks import beside
+from pipeline.model_spec import DESCRIPTION, ModelSpec, read_spec, weights_fingerprint
 from pipeline.models import build_model, output_channels, parse_model, portable, structure_options
 from pipeline.models.backbones import load_weights, read_state_dict
 from pipeline.models.blocks import check_size

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.answers import Answer, Prediction, Tile
-from pipeline.checkpoint import ModelSpec
 from pipeline.engines import Network, require_engine, run_by
 from pipeline.errors import InputError
+from pipeline.model_spec import ModelSpec
 from pipeline.models.fold import fold_batch_norm
 from pipeline.models.limits import UNLIMITED, InputLimits, Range
 from pipeline.models.views import Views

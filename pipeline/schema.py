@@ -6,6 +6,7 @@ A reader reads its own version and every older one; columns that an older file l
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -142,3 +143,16 @@ def predictions_schema(extra: Iterable[pa.Field] = (), metadata: dict[str, str] 
         *(MANIFEST.field(name) for name in ("version", "size_bytes", "window", "frame")),
     ]
     return pa.schema([*identity, *extra, *_RESULT], metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What travels from the manifest to the results, the metadata of the results, and how masks are written there."""
+
+    extra: tuple[pa.Field, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    mask_format: str = "raw"
+
+    @property
+    def results(self) -> pa.Schema:
+        return predictions_schema(self.extra, self.metadata)

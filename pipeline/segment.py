@@ -15,18 +15,20 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import cluster, schema, storage
-from pipeline.checkpoint import load_checkpoint, weights_fingerprint
 from pipeline.errors import PipelineError
 from pipeline.forecast import forecast
 from pipeline.increment import settle, take_increment
 from pipeline.labels import LabelSet
 from pipeline.manifest import Manifest
 from pipeline.manifest_job import manifest_of
+from pipeline.model_spec import read_checkpoint, weights_fingerprint
+from pipeline.predict_options import PredictOptions, num_predictors, predict_options
 from pipeline.progress import Progress, say
 from pipeline.run import Run, open_run
+from pipeline.schema import Columns
 from pipeline.segment_config import SegmentConfig, decisive
-from pipeline.segment_stream import SegmentStream, num_predictors, predict_options
-from pipeline.segmenter import Columns, PredictOptions
+from pipeline.segment_stream import SegmentStream
+from pipeline.short_run import Broken, ShortStream, is_short
 from pipeline.sink import PREDICTIONS, Sink, Written, metadata
 from pipeline.statistics import write_statistics
 from pipeline.suspects import start_suspects
@@ -38,7 +40,7 @@ _RATE_LOOKED_AT_FROM = 200  # finished regions
 def segment(config: SegmentConfig) -> str:
     """Run the job; returns the line that says where the result lies."""
     started_s, started_at = time.monotonic(), command_started_at()
-    _, spec = load_checkpoint(config.checkpoint)  # whole: a damaged one is bad input here, a dead actor later
+    spec, *_ = read_checkpoint(config.checkpoint)  # whole, but not into a network: torch takes seconds to load
     result = decisive(config, spec.label_set, weights_fingerprint(config.checkpoint))
     if config.dry_run:
         return forecast(config, result)
@@ -50,8 +52,7 @@ def segment(config: SegmentConfig) -> str:
         if run.summary is not None and not (config.retry_failed and run.summary["failed"]):
             return f"complete: {_told(run.summary)} in {run.at(PREDICTIONS)}"
         ids = config.portion.ids(manifest)
-        cluster.connect([config.output], shared_filesystem=config.shared_filesystem)
-        job = _Job(config, run, manifest, spec.label_set, started_at)
+        job = _Job(config, run, manifest, spec.label_set, int(ids.size), started_at)
         summary = job.work(ids)
         summary["wall_s"] = round(time.monotonic() - started_s, 1)
         run.success(summary)
@@ -107,27 +108,14 @@ class _Tally:
 
 class _Job:
     def __init__(
-        self, config: SegmentConfig, run: Run, manifest: Manifest, label_set: LabelSet, started_at: float
+        self, config: SegmentConfig, run: Run, manifest: Manifest, label_set: LabelSet, regions: int, started_at: float
     ) -> None:
         self.config, self.run, self.manifest, self.label_set = config, run, manifest, label_set
-        if "predict" not in run.record:
-            run.remember(predict=predict_options(config, cluster.num_gpus()))
-        predict = PredictOptions(**run.record["predict"], deadline_s=config.predict_deadline_s)
+        self.timings = Timings(started_at, fetch_threads=config.read_options.threads)
+        self.stream = self._open_stream(regions)
         run.reopen()
         self.sink = Sink(run.output, run.lease.check, retry_failed=config.retry_failed)
-        self.suspects = start_suspects()
         self.tally = _Tally()
-        fingerprints = (run.record["result_fingerprint"], run.record["manifest_fingerprint"])
-        columns = Columns(
-            tuple(manifest.travelling), metadata(self.label_set, *fingerprints, config.mask_format), config.mask_format
-        )
-        self.timings = Timings(
-            started_at,
-            fetch_threads=config.read_options.threads,
-            reads_apart=predict.device == "cuda",
-        )
-        predictors = num_predictors(config, predict.device, cluster.num_gpus(), cluster.num_cores())
-        self.stream = SegmentStream(config, manifest, columns, predict, predictors, self.suspects)
 
     def work(self, ids: np.ndarray) -> dict[str, Any]:
         """Do what is pending of `ids`, then once more what failed in passing, then publish, audit and sum up."""
@@ -173,26 +161,62 @@ class _Job:
         self.tally.statuses["ok"] = int(ids.size) - self.tally.finished
 
     def _stream(self, pending: np.ndarray, progress: Progress, again: bool = False) -> None:
-        import ray
-
-        before = ray.get(self.suspects.done.remote())
+        stream = self.stream
+        before = stream.predicted()
 
         def predicted() -> tuple[int, str]:
-            """What the actors have done; files follow minutes later."""
-            rows, failed = ray.get(self.suspects.done.remote(), timeout=10)
+            rows, failed = stream.predicted()
             return rows - before[0], f"{failed} failed"
 
         done = progress.done
-        with progress.following(predicted):
-            for landed in self.stream.run(pending, self.sink.attempt_uri):
-                self.sink.publish(landed.written)
-                done += landed.written.rows
-                self.timings.add(landed.blocks, landed.write_s)
-                if not again:
-                    self.tally.add(landed.written)
-                    if self.tally.finished >= _RATE_LOOKED_AT_FROM:
-                        self.tally.check(self.config.max_failure_rate)
+        try:
+            with progress.following(predicted):
+                for landed in stream.run(pending, self.sink.attempt_uri):
+                    self.sink.publish(landed.written)
+                    done += landed.written.rows
+                    self.timings.add(landed.blocks, landed.write_s)
+                    if not again:
+                        self.tally.add(landed.written)
+                        if self.tally.finished >= _RATE_LOOKED_AT_FROM:
+                            self.tally.check(self.config.max_failure_rate)
+        except Broken:
+            say("a process that predicts has died; going on with Ray, which finds out what killed it")
+            self.stream = self._on_ray()
+            progress.done = done
+            self._stream(pending & ~self.sink.committed(self.manifest.num_rows), progress, again)
+            return
         progress.close(f"{self.tally.failed} failed", done)
+
+    def _open_stream(self, regions: int) -> SegmentStream | ShortStream:
+        device = self.run.record.get("predict", {}).get("device", self.config.device)
+        if not is_short(self.config, device, regions):
+            return self._on_ray()
+        cluster.stop_on_sigterm()
+        cluster.calm_threads()
+        predict = self._predict_options(num_gpus=0)
+        predictors = num_predictors(self.config, predict.device, 0, cluster.num_cores())
+        return ShortStream(self.config, self.manifest, self._columns(), predict, predictors)
+
+    def _on_ray(self) -> SegmentStream:
+        cluster.connect([self.config.output], shared_filesystem=self.config.shared_filesystem)
+        gpus = cluster.num_gpus()
+        predict = self._predict_options(gpus)
+        self.timings.reads_apart = predict.device == "cuda"
+        predictors = num_predictors(self.config, predict.device, gpus, cluster.num_cores())
+        return SegmentStream(self.config, self.manifest, self._columns(), predict, predictors, start_suspects())
+
+    def _predict_options(self, num_gpus: int) -> PredictOptions:
+        """What the run began with, or begins with now."""
+        if "predict" not in self.run.record:
+            self.run.remember(predict=predict_options(self.config, num_gpus))
+        return PredictOptions(**self.run.record["predict"], deadline_s=self.config.predict_deadline_s)
+
+    def _columns(self) -> Columns:
+        record, mask_format = self.run.record, self.config.mask_format
+        fingerprints = record["result_fingerprint"], record["manifest_fingerprint"]
+        return Columns(
+            tuple(self.manifest.travelling), metadata(self.label_set, *fingerprints, mask_format), mask_format
+        )
 
     def _keep_speed(self) -> dict[str, Any] | None:
         """Keep what was measured for `--dry-run`; a few warm-up blocks do not replace a better measurement."""

@@ -47,6 +47,7 @@ class SegmentConfig:
         engine: eager, compiled (needs g++; for pictures of few sizes) or onnx; the faster two run on CPUs
         device: auto, cpu or cuda
         num_predictors: predictor actors (default: one a GPU, or one a physical core)
+        short_run: up to so many pictures, on one machine without a GPU, are done without starting Ray (0: never)
         max_pixels: larger pictures are not decoded (too_large)
         fetch_deadline_s: of one attempt to fetch a picture
         fetch_retry_s: how long fetching a picture is retried
@@ -81,6 +82,7 @@ class SegmentConfig:
     engine: str = "eager"
     device: str = "auto"
     num_predictors: int | None = None
+    short_run: int = 500
     max_pixels: int = 100_000_000
     fetch_deadline_s: float = 60.0
     fetch_retry_s: float = 60.0

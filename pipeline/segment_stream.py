@@ -14,10 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.engines import require_engine
+from pipeline.errors import PipelineError
 from pipeline.manifest import Manifest, Unit
+from pipeline.pixel_stage import read_pixels
+from pipeline.predict_options import PredictOptions
+from pipeline.regions import ReadOptions
+from pipeline.schema import Columns
 from pipeline.segment_config import SegmentConfig
-from pipeline.segmenter import Columns, PredictOptions, Segmenter, read_pixels
 from pipeline.sink import Written, write_rows
 from pipeline.timings import without_times
 
@@ -51,12 +54,19 @@ class SegmentStream:
         rows_per_file = self.config.rows_per_file
         for units, count in self.slices(pending):
             started_s, rows, size_bytes = time.monotonic(), 0, 0
-            for landed in self._dataset(units, pending, count, rows_per_file or 1024, attempt_uri):
+            for landed in self._landed(units, pending, count, rows_per_file or 1024, attempt_uri):
                 yield landed
                 rows, size_bytes = rows + landed.written.rows, size_bytes + landed.written.size_bytes
             if self.config.rows_per_file is None and rows:
                 by_work = rows / (time.monotonic() - started_s) * _FILE_WORK_S
                 rows_per_file = int(max(64, min(_FILE_BYTES / max(size_bytes / rows, 1), by_work)))
+
+    def predicted(self) -> list[int]:
+        """Regions that the actors have done so far, and how many of them failed; files follow minutes later."""
+        import ray
+
+        done: list[int] = ray.get(self.suspects.done.remote(), timeout=10)
+        return done
 
     def slices(self, pending: np.ndarray) -> Iterator[tuple[list[Unit], int]]:
         """The manifest's row groups that hold pending rows, and how many, in slices of `_ROWS_PER_SLICE`."""
@@ -73,7 +83,7 @@ class SegmentStream:
         if units:
             yield units, count
 
-    def _dataset(
+    def _landed(
         self, units: list[Unit], pending: np.ndarray, count: int, rows_per_file: int, attempt_uri: str
     ) -> Iterator[Landed]:
         import ray
@@ -100,7 +110,7 @@ class SegmentStream:
                 num_cpus=1,
             )
         data = data.map_batches(
-            Segmenter,
+            _Predict,
             fn_constructor_args=(
                 storage.absolute(self.config.checkpoint),
                 self.predict,
@@ -115,38 +125,41 @@ class SegmentStream:
             num_gpus=1 if on_gpu else None,
         )
         data = data.map_batches(
-            _write,  # type: ignore[arg-type]
+            _land,  # type: ignore[arg-type]
             fn_kwargs={"attempt_uri": attempt_uri},
             batch_size=rows_per_file,
             batch_format="pyarrow",
             num_cpus=0.25,
         )
-        for row in data.iter_rows():
-            yield row["landed"]
+        try:
+            for row in data.iter_rows():
+                yield row["landed"]
+        except Exception:
+            if (error := ray.get(self.suspects.why_not_started.remote())) is not None:
+                raise error from None
+            raise
 
 
-def predict_options(config: SegmentConfig, num_gpus: int) -> dict[str, Any]:
-    """What a run predicts with, to be kept: resumed with the same, its masks are identical."""
-    device = config.device if config.device != "auto" else ("cuda" if num_gpus else "cpu")
-    require_engine(config.engine, device, config.precision)
-    return {
-        "device": device,
-        "precision": config.precision,
-        "engine": config.engine,
-        "batch_size": config.batch_size or (8 if device == "cuda" else 1),
-        "tile_px": config.tile_px,
-        "overlap_px": config.overlap_px,
-        "low_confidence": config.low_confidence,
-        "flip": config.flip,
-        "scales": config.view_scales,
-        "keep_confidence": config.confidence,
-        # n actors of one thread beat one of n threads by a fifth on a light network
-        "threads": 1 if device == "cpu" else None,
-    }
+class _Predict:
+    """A `Segmenter`, made in the actor's process: the driver and the other workers need not load torch."""
 
+    def __init__(
+        self, checkpoint: str, predict: PredictOptions, read: ReadOptions, columns: Columns, suspects: Any
+    ) -> None:
+        from pipeline.segmenter import Segmenter
 
-def num_predictors(config: SegmentConfig, device: str, num_gpus: int, num_cores: int) -> int:
-    return config.num_predictors or (max(1, num_gpus) if device == "cuda" else num_cores)
+        self._error: PipelineError | None = None
+        try:
+            self._segmenter = Segmenter(checkpoint, predict, read, columns, suspects)
+        except PipelineError as error:
+            # Ray tells the driver a text, the register keeps the error; an actor that dies here is started again
+            self._error = error
+            suspects.cannot_start.remote(error)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        if self._error is not None:
+            raise self._error
+        return self._segmenter(table)
 
 
 def _read_pending(units: pa.Table, bitmap: Any, columns: list[str]) -> pa.Table:
@@ -159,8 +172,13 @@ def _read_pending(units: pa.Table, bitmap: Any, columns: list[str]) -> pa.Table:
     return table.filter(pa.array((bits[ids >> 3] >> (7 - (ids & 7))) & 1 == 1))
 
 
-def _write(table: pa.Table, attempt_uri: str) -> dict[str, list[Any]]:
+def _land(table: pa.Table, attempt_uri: str) -> dict[str, list[Any]]:
+    return {"landed": [land(table, attempt_uri)]}
+
+
+def land(table: pa.Table, attempt_uri: str) -> Landed:
+    """Put a segmenter's rows as whole files into an attempt's folder."""
     begin_s = time.monotonic()
     rows, blocks = without_times(table)
     written = write_rows(rows, attempt_uri)
-    return {"landed": [Landed(written, blocks, time.monotonic() - begin_s)]}
+    return Landed(written, blocks, time.monotonic() - begin_s)

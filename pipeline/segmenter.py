@@ -9,81 +9,23 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline import schema
 from pipeline.checkpoint import load_checkpoint
 from pipeline.engines import PREPARE_S
 from pipeline.labels import LabelSet
 from pipeline.masks import encode_mask
+from pipeline.pixel_stage import has_pixels, unpack_pixels
+from pipeline.predict_options import PredictOptions
 from pipeline.predictor import DeviceError, Prediction, Predictor
-from pipeline.regions import ReadOptions, Region, RegionReader, shared_reader
+from pipeline.regions import ReadOptions, Region, RegionReader
+from pipeline.schema import Columns
 from pipeline.suspects import Watchdog
-from pipeline.timings import Stopwatch, with_times, without_times
-
-_PIXELS = [
-    pa.field("pixels", pa.large_binary()),
-    pa.field("height", pa.int32()),
-    pa.field("width", pa.int32()),
-    pa.field("status", pa.string()),
-    pa.field("error", pa.string()),
-]
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """How an actor predicts. All but the deadlines is kept in `_run.json`: the same values give identical masks."""
-
-    device: str = "auto"
-    precision: str = "auto"
-    engine: str = "eager"
-    batch_size: int | None = None
-    tile_px: int = 1024
-    overlap_px: int = 128
-    low_confidence: float = 0.5
-    threads: int | None = None
-    flip: bool = False
-    scales: Sequence[float] = (1.0,)
-    keep_confidence: bool = False
-    deadline_s: float = 60.0  # of one forward pass, and more for each megapixel in it
-    deadline_s_per_megapixel: float = 10.0
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What travels from the manifest to the results, the metadata of the results, and how masks are written there."""
-
-    extra: tuple[pa.Field, ...] = ()
-    metadata: dict[str, str] = field(default_factory=dict)
-    mask_format: str = "raw"
-
-    @property
-    def results(self) -> pa.Schema:
-        return schema.predictions_schema(self.extra, self.metadata)
-
-
-def read_pixels(table: pa.Table, options: ReadOptions) -> pa.Table:
-    """The reading stage before GPUs: adds `pixels` (uint8 H x W x 3, row-major), size, status, error and times."""
-    reader, watch = shared_reader(options), Stopwatch()
-    watch.begin()
-    regions = list(reader.read(table.to_pylist()))
-    for stage, seconds in reader.take_busy().items():
-        watch.count(stage, seconds)
-    columns = {
-        "pixels": [None if r.pixels is None else r.pixels.tobytes() for r in regions],
-        "height": [None if r.pixels is None else r.pixels.shape[0] for r in regions],
-        "width": [None if r.pixels is None else r.pixels.shape[1] for r in regions],
-        "status": [r.status for r in regions],
-        "error": [r.error for r in regions],
-    }
-    for item in _PIXELS:
-        table = table.append_column(item, pa.array(columns[item.name], item.type))
-    return with_times(table, watch.end(table.num_rows))
+from pipeline.timings import Stopwatch, with_times
 
 
 class Segmenter:
@@ -153,12 +95,8 @@ class Segmenter:
             return ray.get(getattr(self._suspects, method).remote(*args))
 
     def _regions(self, table: pa.Table) -> Iterator[Region]:
-        if "pixels" in table.column_names:
-            table, blocks = without_times(table)
-            for block in blocks:
-                self._watch.count("fetch", block["fetch_s"])
-                self._watch.count("decode", block["decode_s"])
-            return (_unpack(row) for row in table.to_pylist())
+        if has_pixels(table):
+            return unpack_pixels(table, self._watch)
         if self._reader is None:
             self._reader = RegionReader(self._read_options)
         return self._reader.read(table.to_pylist())
@@ -194,14 +132,6 @@ def _result(region: Region, prediction: Prediction | Exception | None) -> dict[s
 
 def _known(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _unpack(row: dict[str, Any]) -> Region:
-    data, height, width = row.pop("pixels"), row.pop("height"), row.pop("width")
-    region = Region(row, row.pop("status"), row.pop("error"))
-    if data is not None:
-        region.pixels = np.frombuffer(data, np.uint8).reshape(height, width, -1)
-    return region
 
 
 def _batched(regions: Iterator[Region], size: int) -> Iterator[list[Region]]:

@@ -27,6 +27,14 @@ class Suspects:
         self._guilty: dict[int, str] = {}  # region id -> how its process ended
         self._device_failures = 0
         self._done = [0, 0]
+        self._not_started: Exception | None = None
+
+    def cannot_start(self, error: Exception) -> None:
+        """A predictor cannot be made at all, such as of a network that is not known."""
+        self._not_started = error
+
+    def why_not_started(self) -> Exception | None:
+        return self._not_started
 
     def begin_block(self, block: int) -> bool:
         """True where this block was begun before: go through it with care."""

@@ -122,9 +122,9 @@ class Timings:
     `started_at`: when the command began (Unix time); `reads_apart`: reading is a stage of its own, before GPUs.
     """
 
-    def __init__(self, started_at: float, *, fetch_threads: int, reads_apart: bool) -> None:
+    def __init__(self, started_at: float, *, fetch_threads: int, reads_apart: bool = False) -> None:
         self._started_at = started_at
-        self._reads_apart = reads_apart
+        self.reads_apart = reads_apart
         self._fetch_threads = fetch_threads
         self._steady: dict[str, _Actor] = {}
         self._first: dict[str, _Actor] = {}
@@ -182,7 +182,7 @@ class Timings:
         longest_s = max(actor.end_s - actor.begin_s for actor in actors)
         reading = "decode" if spent["decode"] >= spent["fetch"] / self._fetch_threads else "fetch"
         waiting_s = window_s - spent["busy"] + spent["ray"]
-        blamed = "write" if self._write_s > 0.5 * longest_s else reading if self._reads_apart else "driver"
+        blamed = "write" if self._write_s > 0.5 * longest_s else reading if self.reads_apart else "driver"
         shares = dict.fromkeys(STAGES, 0.0)
         shares["predict"] = spent["predict"]
         shares[reading] += spent["read"]

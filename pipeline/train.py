@@ -120,8 +120,8 @@ def _fit(
     import ray.train
     import ray.train.torch
 
-    from pipeline.checkpoint import ModelSpec
     from pipeline.label_scan import class_weights
+    from pipeline.model_spec import ModelSpec
     from pipeline.models import portable, preprocessing
     from pipeline.train_loop import POSITION, Task, train_loop
     from pipeline.transforms import Augmentation

@@ -23,10 +23,11 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.average import Average
-from pipeline.checkpoint import ModelSpec, save_checkpoint
+from pipeline.checkpoint import save_checkpoint
 from pipeline.errors import PipelineError
 from pipeline.event_files import EventFiles
 from pipeline.losses import LOSSES, with_auxiliary
+from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
 from pipeline.optimizer import autocast_dtype, parameter_groups
 from pipeline.progress import duration

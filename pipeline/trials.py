@@ -9,8 +9,8 @@ import ray
 from ray import tune
 
 from pipeline import storage
-from pipeline.checkpoint import read_spec
 from pipeline.errors import PipelineError
+from pipeline.model_spec import read_spec
 from pipeline.progress import duration, say
 from pipeline.study import METRICS
 from pipeline.train import TrainConfig, train

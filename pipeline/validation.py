@@ -13,8 +13,8 @@ import torch
 import torch.distributed
 from torch import nn
 
-from pipeline.checkpoint import ModelSpec
 from pipeline.metrics import ConfusionMatrix
+from pipeline.model_spec import ModelSpec
 from pipeline.predictor import Prediction, Predictor
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import ModelSpec
+from pipeline.model_spec import ModelSpec
 from pipeline.resizing import resized_rows
 
 BAND_PX = 32768  # post-processing goes in bands of about as many pixels: K planes of them stay in a core's cache

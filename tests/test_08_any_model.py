@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional
 
-from pipeline.checkpoint import ModelSpec, load_checkpoint, save_checkpoint
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.errors import InputError
 from pipeline.labels import load_label_set
 from pipeline.losses import cross_entropy_dice
+from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model, parse_model, portable, preprocessing
 from pipeline.models.limits import Range
 from pipeline.optimizer import parameter_groups

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from pipeline import storage
-from pipeline.checkpoint import ModelSpec, load_checkpoint, read_spec, save_checkpoint, weights_fingerprint
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.errors import InputError
 from pipeline.labels import load_label_set
+from pipeline.model_spec import ModelSpec, read_spec, weights_fingerprint
 
 NAME = "torchvision:lraspp_mobilenet_v3_large"
 SPEC = ModelSpec(

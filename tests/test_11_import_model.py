@@ -20,10 +20,11 @@ from torch.export import Dim
 from torch.nn import functional
 
 from pipeline import read_predictions
-from pipeline.checkpoint import load_checkpoint, read_spec, save_checkpoint
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.errors import InputError
 from pipeline.import_config import ImportConfig
 from pipeline.import_model import import_model
+from pipeline.model_spec import read_spec
 from pipeline.models import build_model
 from pipeline.options import parse
 from pipeline.predictor import Prediction, Predictor
@@ -320,8 +321,8 @@ def test_another_folder_is_left_alone(config: Callable[..., ImportConfig], tmp_p
 
 
 def read_spec_of(model: str) -> Any:
-    from pipeline.checkpoint import ModelSpec
     from pipeline.labels import load_label_set
+    from pipeline.model_spec import ModelSpec
 
     return ModelSpec(model, {}, load_label_set("roads"))
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from pipeline import engines
-from pipeline.checkpoint import ModelSpec
 from pipeline.errors import InputError
 from pipeline.labels import LabelSet
+from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
 from pipeline.options import parse
 from pipeline.predictor import Prediction, Predictor

@@ -17,9 +17,9 @@ from pycocotools import mask as coco
 from torch import Tensor, nn
 
 from pipeline import masks
-from pipeline.checkpoint import ModelSpec
 from pipeline.errors import InputError
 from pipeline.labels import IGNORE, LabelSet, load_label_set
+from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
 from pipeline.models.views import Views
 from pipeline.predictor import DeviceError, Prediction, Predictor

@@ -22,18 +22,21 @@ from conftest import Finished, end, start_job
 from PIL import Image
 
 from pipeline import increment, read_predictions, storage
-from pipeline.checkpoint import ModelSpec, load_checkpoint, save_checkpoint
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.errors import InputError, PipelineError
 from pipeline.labels import CAMVID
 from pipeline.manifest_writer import build_manifest
+from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
 from pipeline.options import parse
+from pipeline.predict_options import PredictOptions
 from pipeline.predictions import Predictions
 from pipeline.predictor import Predictor
 from pipeline.regions import ReadOptions
+from pipeline.schema import Columns
 from pipeline.segment import segment
 from pipeline.segment_config import SegmentConfig
-from pipeline.segmenter import Columns, PredictOptions, Segmenter
+from pipeline.segmenter import Segmenter
 from pipeline.sink import prediction_files
 from pipeline.suspects import start_suspects
 from pipeline.timings import Timings, told

@@ -13,10 +13,10 @@ from conftest import Finished
 from PIL import Image
 
 from pipeline import read_predictions, storage
-from pipeline.checkpoint import read_spec
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.labels import CAMVID
 from pipeline.manifest_job import ManifestConfig, make_manifest
+from pipeline.model_spec import read_spec
 from pipeline.segment import segment
 from pipeline.segment_config import SegmentConfig
 from pipeline.train import TrainConfig, train

@@ -318,11 +318,16 @@ def _answer(memory: int, request: dict[str, Any]) -> dict[str, Any]:
         return {"error": "DecodeError", "text": "more memory needed than the decoder may use"}
 
 
-def _main(parent: int, memory: int, memory_limit_bytes: int) -> None:
+def end_with_parent(parent: int) -> None:
+    """Let this process die with its parent, by whatever that dies, and leave Ctrl-C to it."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
-        return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to act on
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _main(parent: int, memory: int, memory_limit_bytes: int) -> None:
+    end_with_parent(parent)
     with contextlib.suppress(OSError):  # where memory runs out, this process goes first
         Path("/proc/self/oom_score_adj").write_text("800")
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))

@@ -20,8 +20,9 @@ from chaos.audit import rows_of
 from chaos.drivers import Drivers, Runs, segment_job
 from chaos.miniature import miniature_job
 from chaos.proxy import FaultProxy
-from pipeline.checkpoint import ModelSpec, save_checkpoint
+from pipeline.checkpoint import save_checkpoint
 from pipeline.labels import CAMVID
+from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
 
 

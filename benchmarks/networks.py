@@ -100,7 +100,7 @@ def run(config: NetworksConfig) -> str:
             time_s = _timed(row.network, x)
             if turn:  # the first round warms up
                 row.times_s.append(time_s)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{_processor()}, {config.threads} thread(s)"
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{processor()}, {config.threads} thread(s)"
     print(f"{height} x {width}, {NUM_CLASSES} classes, float32, {where}, torch {torch.__version__}\n")
     print(_table(rows), flush=True)
     return _comparisons(rows)
@@ -193,7 +193,8 @@ def _comparisons(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What the machine says its processor is."""
     match = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return match[1] if match else "CPU"
 

@@ -204,7 +204,7 @@ def _planned(manifest_uri: str, output: str) -> str:
     pending[ids] = True
     pending &= ~committed_ids(output, manifest.num_rows)
     config = SegmentConfig(manifest_uri, "none", output)
-    stream = SegmentStream(config, manifest, Columns(), PredictOptions(), 2, None)
+    stream = SegmentStream(config, manifest, Columns(), PredictOptions(), 2, 2, None)
     slices = list(stream.slices(pending))
     np.packbits(pending)
     return (

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipeline import cluster
 from pipeline.errors import InputError
 from pipeline.increment import carried_ids
-from pipeline.manifest import Manifest, open_manifest, read_rows_at
+from pipeline.manifest import Manifest, open_manifest
 from pipeline.manifest_job import manifest_of, portion_of, refuse_other_source
 from pipeline.manifest_writer import build_manifest
 from pipeline.predict_options import num_predictors, predict_options
@@ -150,7 +150,7 @@ def _probe(
     predictor = Predictor(*load_checkpoint(config.checkpoint), **options)
     reader = RegionReader(config.read_options)
     try:
-        rows = _sampled(manifest, pending)
+        rows = manifest.sampled(np.flatnonzero(pending), _PROBED)
         list(reader.read(rows[:1]))  # starts the decoder
         reader.take_busy()
         regions = list(reader.read(rows))
@@ -173,12 +173,3 @@ def _probe(
     )
     each = f"fetch {1000 * fetch_s:.0f} ms, decode {1000 * decode_s:.0f} ms, predict {1000 * predict_s:.0f} ms"
     return rate, f"estimated from {len(pictures)} pictures done here: {each}"
-
-
-def _sampled(manifest: Manifest, pending: np.ndarray) -> list[dict[str, Any]]:
-    """Rows of pending regions, evenly spaced."""
-    ids = np.flatnonzero(pending)
-    chosen = ids[np.linspace(0, ids.size - 1, min(_PROBED, ids.size)).astype(int)]
-    columns = ["uri", "kind", "size_bytes", "version", "window", "frame"]
-    rows: list[dict[str, Any]] = read_rows_at(list(manifest.units()), chosen, columns).to_pylist()
-    return rows

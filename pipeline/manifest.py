@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +78,13 @@ class Manifest:
 
     def part_uris(self) -> list[str]:
         return [storage.join(self.uri, part) for part in self.parts]
+
+    def sampled(self, ids: np.ndarray, count: int) -> list[dict[str, Any]]:
+        """What is needed to read a region, of `count` of these ids, evenly spaced."""
+        chosen = ids[np.linspace(0, ids.size - 1, min(count, ids.size)).astype(int)]
+        columns = ["uri", "kind", "size_bytes", "version", "window", "frame"]
+        rows: list[dict[str, Any]] = read_rows_at(list(self.units()), chosen, columns).to_pylist()
+        return rows
 
     def units(self) -> Iterator[Unit]:
         """The row groups of all parts, in the order of their ids."""

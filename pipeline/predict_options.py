@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.engines import require_engine
+from pipeline.regions import ReadOptions
 from pipeline.segment_config import SegmentConfig
 
 
@@ -30,7 +31,10 @@ class PredictOptions:
 
 
 def predict_options(config: SegmentConfig, num_gpus: int) -> dict[str, Any]:
-    """What a run predicts with, to be kept: resumed with the same, its masks are identical."""
+    """What a run predicts with, to be kept: resumed with the same, its masks are identical.
+
+    The batch size is the one asked for, or what a short run takes; longer ones look for a better one (batch_size.py).
+    """
     device = config.device if config.device != "auto" else ("cuda" if num_gpus else "cpu")
     require_engine(config.engine, device, config.precision)
     return {
@@ -51,3 +55,8 @@ def predict_options(config: SegmentConfig, num_gpus: int) -> dict[str, Any]:
 
 def num_predictors(config: SegmentConfig, device: str, num_gpus: int, num_cores: int) -> int:
     return config.num_predictors or (max(1, num_gpus) if device == "cuda" else num_cores)
+
+
+def read_options(config: SegmentConfig, num_predictors: int, num_cores: int) -> ReadOptions:
+    """How a predictor that also reads does that: its share of the cores may decode, where decoding needs them."""
+    return replace(config.read_options, decoders=max(1, num_cores // num_predictors))

@@ -115,6 +115,11 @@ class Predictor:
             examples.append(torch.rand(self.batch_size, self.spec.bands, *sides, generator=random).to(self.device))
         return examples
 
+    def batch_size_of(self, picture: np.ndarray) -> int:
+        """Tiles per forward for pictures of this shape: less than `batch_size` where that did not fit into memory."""
+        tile = self._tiles(Answer(picture, self.spec))[0]
+        return self._fits.get(tile.pixels.shape, self.batch_size)
+
     def predict(self, pictures: Sequence[np.ndarray]) -> list[Prediction | Exception]:
         """One answer per picture (H x W x B uint8, RGB order where B is 3; sizes may differ), in order.
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.decode import DecodeError, DecoderDied, DecodeTimeout, TooLarge
-from pipeline.decode.child import DecodeChild
+from pipeline.decode.pool import DecodePool
 from pipeline.labels import LabelSet
 
 Row = dict[str, Any]
@@ -34,6 +34,7 @@ class ReadOptions:
     decode_deadline_s: float = 30.0
     max_pixels: int = 100_000_000  # judged from the header, before anything is allocated
     threads: int = 8  # fetches under way at once
+    decoders: int = 1  # processes at most; a second is started when decoding is what the reader waits for
 
 
 @dataclass
@@ -69,7 +70,7 @@ class RegionReader:
     def __init__(self, options: ReadOptions | None = None, label_set: LabelSet | None = None) -> None:
         self.options = options or ReadOptions()
         self.label_set = label_set
-        self._child = DecodeChild()
+        self._decoders = DecodePool(self.options.decoders)
         self._threads = ThreadPoolExecutor(self.options.threads, thread_name_prefix="fetch")
         self._fetch_s = 0.0  # of all threads together
         self._counting = threading.Lock()
@@ -81,20 +82,26 @@ class RegionReader:
         for row in rows:
             ahead.append(self._threads.submit(self._read_one, row, pictures, labels))
             if len(ahead) > 2 * self.options.threads:
-                yield ahead.popleft().result()
+                yield self._next(ahead)
         while ahead:
-            yield ahead.popleft().result()
+            yield self._next(ahead)
+
+    def _next(self, ahead: deque[Future[Region]]) -> Region:
+        begin_s = time.monotonic()
+        region = ahead.popleft().result()
+        end_s = time.monotonic()
+        self._decoders.waited(end_s - begin_s, end_s)
+        return region
 
     def take_busy(self) -> dict[str, float]:
-        """Seconds of work since the last call: `fetch` of all threads together, `decode` of the one process."""
+        """Seconds of work since the last call: `fetch` of all threads together, `decode` of all processes together."""
         with self._counting:
             fetch_s, self._fetch_s = self._fetch_s, 0.0
-        decode_s, self._child.busy_s = self._child.busy_s, 0.0
-        return {"fetch": fetch_s, "decode": decode_s}
+        return {"fetch": fetch_s, "decode": self._decoders.take_busy()}
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._child.close()
+        self._decoders.close()
 
     def _read_one(self, row: Row, pictures: bool, labels: bool) -> Region:
         region = Region(row)
@@ -136,7 +143,7 @@ class RegionReader:
 
     def _decode(self, data: bytes, kind: Literal["picture", "label"]) -> np.ndarray:
         decode = functools.partial(
-            self._child.decode,
+            self._decoders.decode,
             data,
             kind,
             max_pixels=self.options.max_pixels,

@@ -22,19 +22,20 @@ from pipeline.labels import LabelSet
 from pipeline.manifest import Manifest
 from pipeline.manifest_job import manifest_of
 from pipeline.model_spec import read_checkpoint, weights_fingerprint
-from pipeline.predict_options import PredictOptions, num_predictors, predict_options
 from pipeline.progress import Progress, say
 from pipeline.run import Run, open_run
 from pipeline.schema import Columns
 from pipeline.segment_config import SegmentConfig, decisive
 from pipeline.segment_stream import SegmentStream
-from pipeline.short_run import Broken, ShortStream, is_short
+from pipeline.short_run import Broken, ShortStream
 from pipeline.sink import PREDICTIONS, Sink, Written, metadata
 from pipeline.statistics import write_statistics
-from pipeline.suspects import start_suspects
+from pipeline.streams import Streams
 from pipeline.timings import Timings, command_started_at, told
 
 _RATE_LOOKED_AT_FROM = 200  # finished regions
+_PROBED_FROM = 2000  # regions: looking for the batch size takes a few seconds
+_PROBED = 8  # pictures
 
 
 def segment(config: SegmentConfig) -> str:
@@ -52,8 +53,8 @@ def segment(config: SegmentConfig) -> str:
         if run.summary is not None and not (config.retry_failed and run.summary["failed"]):
             return f"complete: {_told(run.summary)} in {run.at(PREDICTIONS)}"
         ids = config.portion.ids(manifest)
-        job = _Job(config, run, manifest, spec.label_set, int(ids.size), started_at)
-        summary = job.work(ids)
+        job = _Job(config, run, manifest, spec.label_set, ids, started_at)
+        summary = job.work()
         summary["wall_s"] = round(time.monotonic() - started_s, 1)
         run.success(summary)
         job.sink.finish()
@@ -108,17 +109,28 @@ class _Tally:
 
 class _Job:
     def __init__(
-        self, config: SegmentConfig, run: Run, manifest: Manifest, label_set: LabelSet, regions: int, started_at: float
+        self,
+        config: SegmentConfig,
+        run: Run,
+        manifest: Manifest,
+        label_set: LabelSet,
+        ids: np.ndarray,
+        started_at: float,
     ) -> None:
         self.config, self.run, self.manifest, self.label_set = config, run, manifest, label_set
-        self.timings = Timings(started_at, fetch_threads=config.read_options.threads)
-        self.stream = self._open_stream(regions)
+        self.ids = ids
+        self.streams = Streams(config, run, manifest, label_set, ids)
+        self.stream: SegmentStream | ShortStream = self.streams.open()
+        self.timings = Timings(
+            started_at, fetch_threads=config.read_options.threads, reads_apart=self.stream.predict.device == "cuda"
+        )
         run.reopen()
         self.sink = Sink(run.output, run.lease.check, retry_failed=config.retry_failed)
         self.tally = _Tally()
 
-    def work(self, ids: np.ndarray) -> dict[str, Any]:
-        """Do what is pending of `ids`, then once more what failed in passing, then publish, audit and sum up."""
+    def work(self) -> dict[str, Any]:
+        """Do what is pending, then once more what failed in passing, then publish, audit and sum up."""
+        ids = self.ids
         storage.write_json(self.run.at("labels.json"), self.label_set.to_json())
         done = self.sink.committed(self.manifest.num_rows)
         wanted = np.zeros(self.manifest.num_rows, bool)
@@ -181,42 +193,11 @@ class _Job:
                             self.tally.check(self.config.max_failure_rate)
         except Broken:
             say("a process that predicts has died; going on with Ray, which finds out what killed it")
-            self.stream = self._on_ray()
+            self.stream = self.streams.on_ray()
             progress.done = done
             self._stream(pending & ~self.sink.committed(self.manifest.num_rows), progress, again)
             return
         progress.close(f"{self.tally.failed} failed", done)
-
-    def _open_stream(self, regions: int) -> SegmentStream | ShortStream:
-        device = self.run.record.get("predict", {}).get("device", self.config.device)
-        if not is_short(self.config, device, regions):
-            return self._on_ray()
-        cluster.stop_on_sigterm()
-        cluster.calm_threads()
-        predict = self._predict_options(num_gpus=0)
-        predictors = num_predictors(self.config, predict.device, 0, cluster.num_cores())
-        return ShortStream(self.config, self.manifest, self._columns(), predict, predictors)
-
-    def _on_ray(self) -> SegmentStream:
-        cluster.connect([self.config.output], shared_filesystem=self.config.shared_filesystem)
-        gpus = cluster.num_gpus()
-        predict = self._predict_options(gpus)
-        self.timings.reads_apart = predict.device == "cuda"
-        predictors = num_predictors(self.config, predict.device, gpus, cluster.num_cores())
-        return SegmentStream(self.config, self.manifest, self._columns(), predict, predictors, start_suspects())
-
-    def _predict_options(self, num_gpus: int) -> PredictOptions:
-        """What the run began with, or begins with now."""
-        if "predict" not in self.run.record:
-            self.run.remember(predict=predict_options(self.config, num_gpus))
-        return PredictOptions(**self.run.record["predict"], deadline_s=self.config.predict_deadline_s)
-
-    def _columns(self) -> Columns:
-        record, mask_format = self.run.record, self.config.mask_format
-        fingerprints = record["result_fingerprint"], record["manifest_fingerprint"]
-        return Columns(
-            tuple(self.manifest.travelling), metadata(self.label_set, *fingerprints, mask_format), mask_format
-        )
 
     def _keep_speed(self) -> dict[str, Any] | None:
         """Keep what was measured for `--dry-run`; a few warm-up blocks do not replace a better measurement."""

@@ -35,7 +35,7 @@ class SegmentConfig:
         overwrite: remove the run that the output folder holds
         dry_run: say what would be done, how much and how long it would take; write nothing
         price_per_hour: of the whole cluster, in any currency; turned into money for a million pictures
-        batch_size: pictures (tiles) per forward (default: 1 on a CPU, 8 on a GPU)
+        batch_size: pictures (tiles) per forward (default: found by runs of over 2000, else 1 on CPUs, 8 on GPUs)
         tile_px: pictures with a longer side are predicted in tiles of this side
         overlap_px: how much tiles overlap
         low_confidence: pixels below this count as of low confidence

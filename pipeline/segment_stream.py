@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.errors import PipelineError
 from pipeline.manifest import Manifest, Unit
 from pipeline.pixel_stage import read_pixels
-from pipeline.predict_options import PredictOptions
+from pipeline.predict_options import PredictOptions, read_options
 from pipeline.regions import ReadOptions
 from pipeline.schema import Columns
 from pipeline.segment_config import SegmentConfig
@@ -47,6 +47,7 @@ class SegmentStream:
     columns: Columns
     predict: PredictOptions
     num_predictors: int
+    num_cores: int
     suspects: Any
 
     def run(self, pending: np.ndarray, attempt_uri: str) -> Iterator[Landed]:
@@ -114,7 +115,7 @@ class SegmentStream:
             fn_constructor_args=(
                 storage.absolute(self.config.checkpoint),
                 self.predict,
-                self.config.read_options,
+                read_options(self.config, self.num_predictors, self.num_cores),
                 self.columns,
                 self.suspects,
             ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from pipeline.regions import ReadOptions, Region, RegionReader
 from pipeline.schema import Columns
 from pipeline.suspects import Watchdog
 from pipeline.timings import Stopwatch, with_times
+
+_MOST_HELD_PX = 2**27  # of pictures that wait for others of their shape
 
 
 class Segmenter:
@@ -51,10 +53,11 @@ class Segmenter:
         self._watch.begin()
         block = table["region_id"][0].as_py() if table.num_rows else -1
         careful = bool(self._ask("begin_block", block))
-        rows: list[dict[str, Any]] = []
-        regions = self._watch.waiting(self._regions(table))
-        for batch in _batched(regions, 1 if careful else self.predictor.batch_size):
-            rows += self._predict(batch, careful)
+        by_place: dict[int, dict[str, Any]] = {}
+        regions = enumerate(self._watch.waiting(self._regions(table)))
+        for places, batch in _batches(regions, 1 if careful else self.predictor.batch_size):
+            by_place |= zip(places, self._predict(batch, careful), strict=True)
+        rows = [by_place[place] for place in sorted(by_place)]
         results = self._table(rows)
         self._ask("end_block", block, len(rows), sum(row["status"] != "ok" for row in rows))
         if self._reader is not None:
@@ -134,15 +137,26 @@ def _known(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _batched(regions: Iterator[Region], size: int) -> Iterator[list[Region]]:
-    batch: list[Region] = []
-    for region in regions:
-        batch.append(region)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _batches(regions: Iterable[tuple[int, Region]], size: int) -> Iterator[tuple[list[int], list[Region]]]:
+    """Full batches of pictures of one shape, whatever order they come in; what is left over at the end in smaller ones.
+
+    A region without pixels is a batch of its own.
+    """
+    waiting: dict[tuple[int, ...], list[tuple[int, Region]]] = {}
+    held_px = 0
+    for place, region in regions:
+        if region.pixels is None:
+            yield [place], [region]
+            continue
+        shape = region.pixels.shape
+        waiting.setdefault(shape, []).append((place, region))
+        held_px += shape[0] * shape[1]
+        if len(waiting[shape]) == size or held_px > _MOST_HELD_PX:
+            batch = waiting.pop(shape)
+            held_px -= len(batch) * shape[0] * shape[1]
+            yield [place for place, _ in batch], [region for _, region in batch]
+    for batch in waiting.values():
+        yield [place for place, _ in batch], [region for _, region in batch]
 
 
 def _one_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ from pipeline import storage
 from pipeline.decode.child import end_with_parent
 from pipeline.errors import PipelineError
 from pipeline.manifest import Manifest, read_rows_at
-from pipeline.predict_options import PredictOptions
+from pipeline.predict_options import PredictOptions, read_options
 from pipeline.regions import ReadOptions
 from pipeline.schema import Columns
 from pipeline.segment_config import SegmentConfig
@@ -60,6 +60,7 @@ class ShortStream:
     columns: Columns
     predict: PredictOptions
     num_predictors: int
+    num_cores: int
     _done: list[int] = field(default_factory=lambda: [0, 0])
 
     def predicted(self) -> list[int]:
@@ -72,7 +73,8 @@ class ShortStream:
         if not ids.size:
             return
         tables = self._tables(ids)
-        options = (storage.absolute(self.config.checkpoint), self.predict, self.config.read_options, self.columns)
+        read = read_options(self.config, self.num_predictors, self.num_cores)
+        options = (storage.absolute(self.config.checkpoint), self.predict, read, self.columns)
         processes = ProcessPoolExecutor(
             min(self.num_predictors, len(tables)),
             multiprocessing.get_context("spawn"),

@@ -115,11 +115,11 @@ def test_labels_that_cannot_be_had_leave_the_picture(tmp_path: Path, reader: Reg
 def test_a_decoder_that_is_killed_from_outside_costs_nothing(tmp_path: Path, reader: RegionReader) -> None:
     wanted = row(tmp_path / "a.png", png())
     assert next(reader.read([wanted])).status == "ok"
-    pid = reader._child.pid
+    pid = reader._decoders.children[0].pid
     assert pid
     os.kill(pid, signal.SIGSTOP)  # so that it dies while it has the picture
     threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
-    assert next(reader.read([wanted])).status == "ok" and reader._child.pid != pid
+    assert next(reader.read([wanted])).status == "ok" and reader._decoders.children[0].pid != pid
 
 
 def test_a_store_that_recovers_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

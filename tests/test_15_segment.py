@@ -21,7 +21,7 @@ import torch
 from conftest import Finished, end, start_job
 from PIL import Image
 
-from pipeline import increment, read_predictions, storage
+from pipeline import increment, read_predictions, storage, streams
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.errors import InputError, PipelineError
 from pipeline.labels import CAMVID
@@ -184,6 +184,25 @@ def test_an_output_grows_from_a_part_to_everything(
     assert set(first) <= set(prediction_files(output)), "what was done was done again"
     assert same_masks(rows_of(output), rows_of(undisturbed))
     assert "limit: null" in (tmp_path / "out" / "_config.yaml").read_text()
+
+
+def test_a_long_run_finds_its_batch_size_and_keeps_it(
+    ray_session: None,
+    checkpoint: str,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(streams, "_PROBED_FROM", 3)
+    config = SegmentConfig(str(pictures), checkpoint, str(tmp_path / "out"), num_predictors=1, limit=4)
+    assert segment(config).startswith("4 of 4 regions ok")
+    record = storage.read_json(storage.join(config.output, "_run.json"))
+    found = record["predict"]["batch_size"]
+    assert f"batch size {found}: " in capsys.readouterr().err
+    assert segment(replace(config, limit=6)).startswith("6 of 6 regions ok")
+    assert storage.read_json(storage.join(config.output, "_run.json"))["predict"] == record["predict"]
+    assert "batch size" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mask_format", ["png", "none"])

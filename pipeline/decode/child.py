@@ -46,7 +46,7 @@ class DecodeChild:
 
     def __init__(self, memory_limit_bytes: int = 4 * GIB) -> None:
         self.memory_limit_bytes = memory_limit_bytes
-        self.busy_s = 0.0  # spent on pictures; for whoever wants to know, who may set it back
+        self.busy_s = 0.0  # spent on pictures so far
         self._lock = threading.Lock()
         self._process: _Process | None = None
 

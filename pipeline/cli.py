@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from pipeline.errors import PipelineError, Stopped
 from pipeline.options import parse
 
 Config = TypeVar("Config")
+_CONSEQUENCE = "The above exception was the direct cause of"  # in a traceback, after the cause
 
 
 def main(
@@ -73,12 +75,13 @@ def _say(error: BaseException) -> int:
 
 
 def _first_and_last(lines: list[str]) -> str:
-    # Ray's errors begin with where and end with what
-    return lines[0] if len(lines) < 2 else f"{lines[0]} ... {lines[-1]}"
+    # Ray's errors begin with where and end with what; Ray Data goes on with how to have it tried again
+    what = next((lines[n - 1] for n, line in enumerate(lines) if n > 1 and line.startswith(_CONSEQUENCE)), lines[-1])
+    return lines[0] if len(lines) < 2 else f"{lines[0]} ... {what}"
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(re.sub(r"\x1b\[\d+m", "", text).split())  # Ray colours names of tasks
     return line if len(line) <= 600 else line[:597] + "..."
 
 

@@ -11,15 +11,16 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
 from pipeline import storage
 from pipeline.errors import InputError, Stopped
 
-# Read by torch, S3 clients and the tests' hooks before Python code of ours runs in a worker.
-_CARRIED_PREFIXES = ("AWS_", "SEGMENTATION_")
+# Carried to a cluster's workers. Ray writes the environment that it gives them into its logs and shows it on the
+# dashboard, so what may hold credentials goes another way, and is set before a worker's first task.
+_TOLD_PREFIX, _SECRET_PREFIX = "SEGMENTATION_", "AWS_"
 _WORKER_ENV = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning OpenMP threads beside another busy process cost 47 times
 }
@@ -49,8 +50,10 @@ def connect(written: Iterable[str], *, shared_filesystem: bool = False, local_cp
             "log_to_driver": False,  # every actor start prints a harmless ERROR line (ray#53727)
         }
         if address:
-            variables = {k: v for k, v in os.environ.items() if k.startswith(_CARRIED_PREFIXES)}
-            ray.init(address=address, runtime_env={"env_vars": {**_WORKER_ENV, **variables}}, **options)
+            told = {k: v for k, v in os.environ.items() if k.startswith(_TOLD_PREFIX)}
+            secret = {k: v for k, v in os.environ.items() if k.startswith(_SECRET_PREFIX)}
+            env = {"env_vars": {**_WORKER_ENV, **told}, "worker_process_setup_hook": _setting(secret)}
+            ray.init(address=address, runtime_env=env, **options)
         else:
             calm_threads()  # inherited: with a runtime environment Ray starts its workers only when they are asked for
             cpus = max(local_cpus, os.cpu_count() or 1)
@@ -115,6 +118,15 @@ def num_cores() -> int:
 
         return max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)  # one is left to reading and writing
     return os.cpu_count() or 1
+
+
+def _setting(variables: dict[str, str]) -> Callable[[], None]:
+    """What each worker calls first. Ray keeps it, pickled by value, in the head's memory."""
+
+    def set_variables() -> None:
+        os.environ.update(variables)
+
+    return set_variables
 
 
 def _configure_data() -> None:

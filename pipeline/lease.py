@@ -81,8 +81,11 @@ class Lease:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        if not released and self._is_mine():
-            storage.remove(self.uri)
+        try:
+            if not released and self._is_mine():
+                storage.remove(self.uri)
+        except OSError as error:  # a newcomer finds it dead; what ended the run is the error to tell
+            _log.warning("could not give the lease back: %s", error)
 
     def _renew(self) -> None:
         beat = 0

@@ -113,7 +113,8 @@ def read_version(uri: str, version: str | None, *, timeout_s: float) -> bytes:
     fs, path = filesystem(uri)
     if "s3" not in _protocols(fs):
         return bytes(fs.cat_file(path))
-    bucket, key, _ = fs.split_path(path)
+    bucket = fs.split_path(path)[0]
+    key = path.removeprefix(f"{bucket}/")  # split_path itself would cut a key off at "?versionId="
     matching = {"IfMatch": version[5:]} if version and version.startswith("etag-") else {}
 
     async def get() -> bytes:
@@ -139,7 +140,8 @@ def write_bytes(uri: str, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     else:
-        fs.pipe_file(path, data)
+        with _naming(uri):
+            fs.pipe_file(path, data)
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:
@@ -190,8 +192,10 @@ def move(source: str, target: str) -> None:
         os.makedirs(os.path.dirname(to_path), exist_ok=True)
         os.replace(from_path, to_path)
     else:
-        fs.cp_file(from_path, to_path)
-        fs.rm_file(from_path)
+        with _naming(target):
+            fs.cp_file(from_path, to_path)
+        with _naming(source):
+            fs.rm_file(from_path)
         fs.invalidate_cache()
 
 
@@ -207,7 +211,7 @@ def move_tree(source: str, target: str) -> None:
 def remove(uri: str) -> None:
     """Remove one file; nothing happens where there is none."""
     fs, path = filesystem(uri)
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError), _naming(uri):
         fs.rm_file(path)
 
 
@@ -344,6 +348,17 @@ def _options(uri: str) -> dict[str, Any]:
             },
         }
     return {}
+
+
+@contextlib.contextmanager
+def _naming(uri: str) -> Iterator[None]:
+    """Object stores say "Access Denied", and not of what."""
+    try:
+        yield
+    except PermissionError as error:
+        if error.filename:
+            raise
+        raise PermissionError(f"{error}: {uri}") from error
 
 
 def _precondition_failed(error: OSError) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROJECT, Head, ray_head
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from chaos.audit import rows_of
 from chaos.drivers import Drivers, Runs, segment_job
@@ -42,7 +43,8 @@ def folder(outputs: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def drivers(outputs: Path) -> Iterator[Drivers]:
+def drivers(outputs: Path, s3_server: str) -> Iterator[Drivers]:
+    """The S3 server stands before them, so that they inherit the AWS variables."""
     made = Drivers(outputs / "drivers")
     yield made
     made.close()
@@ -112,6 +114,26 @@ def pictures(outputs: Path) -> Path:
     whole = (folder / BROKEN).read_bytes()
     (folder / BROKEN).write_bytes(whole[: len(whole) // 2])
     return folder
+
+
+@pytest.fixture(scope="session")
+def slow_pictures(pictures: Path, outputs: Path) -> Path:
+    """The same pictures, each 0.2 s in its decoder: a run of seconds, with time to die in."""
+    folder = outputs / "slow-pictures"
+    shutil.copytree(pictures, folder)
+    for file in folder.iterdir():
+        if file.name != BROKEN:
+            file.write_bytes(marked(file, "chaos: slow"))
+    return folder
+
+
+def marked(picture: Path, mark: str) -> bytes:
+    """The same picture with a remark in it that the hook of the decoders knows."""
+    remark = PngImagePlugin.PngInfo()
+    remark.add_text("Comment", mark)
+    data = io.BytesIO()
+    Image.open(picture).save(data, "PNG", pnginfo=remark)
+    return data.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 
 import pytest
 
 from chaos.audit import audit
-from chaos.conftest import Undisturbed
+from chaos.conftest import MakeJobs, Undisturbed
 from chaos.drivers import Runs
 from chaos.record import recorded
+from chaos.test_processes import committed
 from pipeline import storage
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
@@ -35,15 +37,26 @@ def test_the_driver_is_killed_before_each_kind_of_step(jobs: Runs, undisturbed: 
         case.audit(output, undisturbed.rows)
 
 
-def test_the_driver_is_killed_at_random_moments(jobs: Runs, undisturbed: Undisturbed) -> None:
-    """20 kills; each time the same command again, until one driver comes through."""
-    seconds = random.Random(0)
-    with recorded("commit protocol", "driver killed at a random moment (on Ray)") as case:
+@pytest.mark.parametrize("where", ["on Ray", "short run without Ray"])
+def test_the_driver_is_killed_at_random_moments(
+    make_jobs: MakeJobs, pictures: Path, slow_pictures: Path, undisturbed: Undisturbed, where: str
+) -> None:
+    """20 kills; each time the same command again, until one driver comes through. Every other moment is one of those
+    in which the run predicts and commits: starting takes longer than these pictures."""
+    seconds, on_ray = random.Random(0), where == "on Ray"
+    jobs = make_jobs(source=slow_pictures) if on_ray else make_jobs(source=pictures, env={"RAY_ADDRESS": ""})
+    with recorded("commit protocol", f"driver killed at a random moment ({where})") as case:
+        started_s = time.monotonic()
+        jobs.finish(jobs.output())
+        wall_s = time.monotonic() - started_s
         while case.tried < 20:
             output, kills, finished = jobs.output(), 0, False
             while not finished and case.tried + kills < 20:
                 driver = jobs.start(output)
-                until_s = time.monotonic() + seconds.uniform(0, undisturbed.wall_s)
+                if kills % 2:
+                    before = committed(output)
+                    driver.wait_for(lambda output=output, before=before: committed(output) > before)
+                until_s = time.monotonic() + seconds.uniform(0, wall_s / 4 if kills % 2 else wall_s)
                 driver.wait_for(lambda until_s=until_s: time.monotonic() >= until_s)
                 finished = driver.code is not None
                 assert driver.code in (None, 0), driver.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import struct
@@ -11,25 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import S3
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from chaos.audit import rows_of
-from chaos.conftest import BROKEN, MakeJobs, Undisturbed
+from chaos.conftest import BROKEN, MakeJobs, Undisturbed, marked
 from chaos.record import recorded
 from pipeline import read_predictions, storage
 from pipeline.manifest import region_key
 from pipeline.manifest_writer import build_manifest
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
-
-
-def marked(picture: Path, mark: str) -> bytes:
-    """The same picture with a remark in it that the hook of the decoders knows."""
-    remark = PngImagePlugin.PngInfo()
-    remark.add_text("Comment", mark)
-    data = io.BytesIO()
-    Image.open(picture).save(data, "PNG", pnginfo=remark)
-    return data.getvalue()
 
 
 def enormous() -> bytes:
@@ -137,7 +127,7 @@ ODD = [
     "a#b.png",
     "a?b.png",
     "a?versionId=1.png",
-    "..png",
+    "a..b.png",
     "a&b=c+d.png",
 ]
 ODD += ["x/../y.png", "./z.png", "a//b.png", "quote'\".png", "star*[1].png", "~home.png", "semi;colon,comma.png"]

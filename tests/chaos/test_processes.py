@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -59,9 +60,10 @@ def kill_one(driver: Driver, head: int, pattern: str) -> None:
     ("what", "pattern"), [("predictor actor", PREDICTOR), ("decode worker", DECODER)], ids=["predictor", "decoder"]
 )
 def test_a_worker_process_is_killed(
-    jobs: Runs, undisturbed: Undisturbed, cluster: Head, what: str, pattern: str
+    make_jobs: MakeJobs, slow_pictures: Path, undisturbed: Undisturbed, cluster: Head, what: str, pattern: str
 ) -> None:
     with recorded("processes", f"{what} killed, three times in a run (on Ray)") as case:
+        jobs = make_jobs(source=slow_pictures)
         output = jobs.output()
         driver = jobs.start(output)
         for files in (0, 2, 4):
@@ -103,13 +105,13 @@ def three_nodes() -> Iterator[object]:
 
 
 def test_a_node_is_killed_also_while_it_writes(
-    three_nodes: object, make_jobs: MakeJobs, undisturbed: Undisturbed, folder: Path
+    three_nodes: object, make_jobs: MakeJobs, slow_pictures: Path, undisturbed: Undisturbed, folder: Path
 ) -> None:
     """A writer on it stands still with its file half put when all processes of the node die."""
     nodes = three_nodes
     with recorded("processes", "node killed, one while it writes (three nodes, on Ray)") as case:
         working = [nodes.add_node(num_cpus=3, object_store_memory=200 * 2**20) for _ in range(2)]
-        runs = make_jobs(env={"RAY_ADDRESS": nodes.address}, shared_filesystem="true")
+        runs = make_jobs(source=slow_pictures, env={"RAY_ADDRESS": nodes.address}, shared_filesystem="true")
         for while_writing in (False, True):
             with case.attempt("while it writes" if while_writing else "in mid run"):
                 output = runs.output()
@@ -123,7 +125,7 @@ def test_a_node_is_killed_also_while_it_writes(
                 stopped = [node for node in working if _has_stopped(node)]
                 dying = stopped[0] if stopped else working[0]
                 assert stopped or not while_writing, "no writer stands still"
-                nodes.remove_node(dying, allow_graceful=False)
+                _end(nodes, dying)
                 working.remove(dying)
                 working.append(nodes.add_node(num_cpus=3, object_store_memory=200 * 2**20))
                 assert driver.wait(400) == 0, driver.stderr
@@ -131,5 +133,17 @@ def test_a_node_is_killed_also_while_it_writes(
 
 
 def _has_stopped(node: object) -> bool:
-    raylet = node.all_processes["raylet"][0].process.pid
-    return any(p.status() == psutil.STATUS_STOPPED for p in psutil.Process(raylet).children(recursive=True))
+    return any(process.status() == psutil.STATUS_STOPPED for process in _workers(node))
+
+
+def _workers(node: object) -> list[psutil.Process]:
+    return psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
+
+
+def _end(nodes: object, node: object) -> None:
+    """All of it at once: workers would live until they notice that their raylet is gone, a stopped one for ever."""
+    workers = _workers(node)
+    nodes.remove_node(node, allow_graceful=False)
+    for process in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

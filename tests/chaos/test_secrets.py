@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import S3, Head
+from conftest import S3, Finished, Head
 
 from chaos.conftest import MakeJobs, Undisturbed
 from chaos.proxy import FaultProxy, Faults
@@ -46,11 +47,19 @@ def test_credentials_are_in_no_log_and_no_table(
 
 
 @pytest.mark.parametrize("how", [{"RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}], ids=["wrong", "none"])
-def test_a_driver_without_the_token_is_refused(make_jobs: MakeJobs, how: dict[str, str]) -> None:
+def test_a_driver_without_the_token_is_refused(
+    run_job: Callable[..., Finished],
+    cluster: Head,
+    pictures: Path,
+    checkpoint: Path,
+    folder: Path,
+    how: dict[str, str],
+) -> None:
+    """In a process of its own from the start: Ray reads these variables when it is imported."""
     with recorded("secrets", f"driver with {'a wrong' if 'RAY_AUTH_TOKEN' in how else 'no'} token refused") as case:
         with case.attempt():
-            runs = make_jobs(env=how)
-            output = runs.output()
-            driver = runs.start(output)
-            assert driver.wait() == 1 and driver.error.startswith("error: "), driver.stderr
-            assert not Path(output, "predictions").exists()
+            options = {"--source": pictures, "--checkpoint": checkpoint, "--output": folder / "output"}
+            arguments = [part for option in options.items() for part in option]
+            done = run_job("segment", *arguments, env={"RAY_ADDRESS": cluster.address, **how})
+            assert done.code == 1 and done.error.startswith("error: "), done.stderr
+            assert not (folder / "output" / "predictions").exists()

@@ -15,6 +15,7 @@ from chaos.miniature import miniature_job
 from chaos.proxy import FaultProxy, Faults, Matches
 from chaos.record import recorded
 from pipeline import storage
+from pipeline.manifest import region_key
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
@@ -39,31 +40,57 @@ def everything(method: str, path: str) -> bool:
     return True
 
 
+COPIES = 5
+
+
 @pytest.fixture
-def store(s3: S3, proxy: FaultProxy, make_jobs: MakeJobs, pictures: Path) -> Runs:
-    """Segment jobs that read and write S3 through the proxy."""
+def make_store(s3: S3, proxy: FaultProxy, make_jobs: MakeJobs, pictures: Path) -> Callable[..., Runs]:
+    """`make_store("pictures", rows_per_file=32)`: segment jobs that read and write S3 through the proxy. Five copies of
+    the pictures are under `pictures`, one of them under `pictures/0`."""
     for file in sorted(pictures.iterdir()):
-        storage.write_bytes(s3.uri("pictures", file.name), file.read_bytes())
+        for copy in range(COPIES):
+            storage.write_bytes(s3.uri("pictures", str(copy), file.name), file.read_bytes())
     env = {"AWS_ENDPOINT_URL": proxy.endpoint}
-    return make_jobs(source=s3.uri("pictures"), outputs=s3.uri("out"), env=env)
+    return lambda folder, **options: make_jobs(source=s3.uri(folder), outputs=s3.uri("out"), env=env, **options)
 
 
 @pytest.mark.parametrize("of", [reading, writing], ids=["reading", "writing"])
 @pytest.mark.parametrize("name", FAULTS)
-def test_faults(store: Runs, proxy: FaultProxy, s3: S3, undisturbed: Undisturbed, name: str, of: Matches) -> None:
-    told = "reading pictures" if of is reading else "all but pictures"
+def test_faults(
+    make_store: Callable[..., Runs],
+    proxy: FaultProxy,
+    s3: S3,
+    pictures: Path,
+    undisturbed: Undisturbed,
+    name: str,
+    of: Matches,
+) -> None:
+    """A picture is one request, a commit many: so more pictures where it is they that are struck."""
+    if of is reading:
+        told, store = "reading pictures", make_store("pictures", rows_per_file=64)
+        expected = {
+            region_key(f"{copy}/{file.name}"): undisturbed.rows[region_key(file.name)]
+            for copy in range(COPIES)
+            for file in pictures.iterdir()
+        }
+    else:
+        told, store, expected = "all but pictures", make_store("pictures/0"), undisturbed.rows
     with recorded("object store", f"{name}, {told} (on Ray, moto)") as case:
         with case.attempt(times=lambda: proxy.struck):
             proxy.fail(Faults(**FAULTS[name], of=of))
             output = store.output()
-            driver = store.finish(output)
+            driver = store.start(output)
+            assert driver.wait(480) == 0, driver.stderr  # of all at once 4 min, most of them pauses before another try
             assert proxy.struck > 0 and "Traceback" not in driver.stderr
-            case.audit(output, undisturbed.rows, endpoint=s3.endpoint)
+            case.audit(output, expected, endpoint=s3.endpoint)
 
 
 @pytest.mark.parametrize("of", [reading, writing], ids=["reading", "writing"])
-def test_an_outage_of_20_s(store: Runs, proxy: FaultProxy, s3: S3, undisturbed: Undisturbed, of: Matches) -> None:
+def test_an_outage_of_20_s(
+    make_store: Callable[..., Runs], proxy: FaultProxy, s3: S3, undisturbed: Undisturbed, of: Matches
+) -> None:
     """It begins with the first request for a picture, or when a third of the results are there."""
+    store = make_store("pictures/0")
     told = "while pictures are read" if of is reading else "while results are written"
     with recorded("object store", f"outage of 20 s {told} (on Ray, moto)") as case:
         with case.attempt():
@@ -113,11 +140,12 @@ def test_the_commit_protocol_through_faults(
     env = {"AWS_ENDPOINT_URL": proxy.endpoint}
     with recorded("object store", "503 20 %, resets 10 %, cuts 5 % at every request (miniature, moto)") as case:
         runs = Runs(drivers, miniature_job, folder, {"source": small_collection}, env=env, outputs=s3.uri("out"))
-        for _ in range(10):
-            with case.attempt(times=lambda: proxy.struck):
-                proxy.fail(Faults(slow_down=0.2, reset=0.1, cut=0.05))
-                output = runs.output()
-                runs.finish(output)
+        with case.attempt(times=lambda: proxy.struck):
+            proxy.fail(Faults(slow_down=0.2, reset=0.1, cut=0.05))
+            outputs = [runs.output() for _ in range(10)]
+            started = [runs.start(output) for output in outputs]  # at once: most of their time they wait to ask again
+            for output, driver in zip(outputs, started, strict=True):
+                assert driver.wait(480) == 0, driver.stderr
                 case.audit(output, small_rows, endpoint=s3.endpoint)
 
 

@@ -16,6 +16,7 @@ import time
 FAULTS = {
     b"chaos: segfault": lambda: ctypes.string_at(0),
     b"chaos: hang": lambda: time.sleep(1e6),
+    b"chaos: slow": lambda: time.sleep(0.2),
     b"chaos: 100 GB": lambda: bytearray(100 * 10**9),
     b"chaos: exit": lambda: os._exit(3),
     b"chaos: killed once": lambda: os.kill(os.getpid(), signal.SIGKILL),

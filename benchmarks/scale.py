@@ -89,7 +89,7 @@ class PicturesConfig:
         steps: numbers of pictures
         height: of a picture in px
         width: of a picture in px
-        checkpoint: the network (default: espnetv2 with random weights)
+        checkpoint: the network (default: one strided convolution)
     """
 
     steps: str = "1000,10000,100000"
@@ -304,8 +304,10 @@ def _write_inventory(folder: str, keys: int) -> str:
 
 def pictures(config: PicturesConfig) -> None:
     steps = [int(step) for step in config.steps.split(",")]
+    from tiny import make_tiny
+
     with _folder(None) as folder:
-        checkpoint = config.checkpoint or _checkpoint(f"{folder}/checkpoint")
+        checkpoint = config.checkpoint or make_tiny(Path(folder, "checkpoint"))
         print(" pictures   wall s  start s  ms each  pictures/s  share  driver MiB")
         drawn = 0
         for step in steps:
@@ -324,18 +326,6 @@ def pictures(config: PicturesConfig) -> None:
     print(
         "\nms each: wall time after the start-up; pictures/s and share (of the predictor's own rate) in steady state."
     )
-
-
-def _checkpoint(uri: str) -> str:
-    import torch
-
-    from pipeline.checkpoint import save_checkpoint
-    from pipeline.model_spec import ModelSpec
-    from pipeline.models import build_model
-
-    torch.manual_seed(0)
-    save_checkpoint(uri, build_model("espnetv2", num_classes=11), ModelSpec("espnetv2", {}, CAMVID))
-    return uri
 
 
 def _draw(folder: str, begin: int, end: int, height: int, width: int) -> None:

@@ -31,13 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from tiny import make_tiny
 
 from pipeline.checkpoint import save_checkpoint
 from pipeline.cli import main
 from pipeline.errors import InputError
-from pipeline.import_config import ImportConfig
-from pipeline.import_model import import_model
 from pipeline.labels import CAMVID
 from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
@@ -49,14 +47,16 @@ _PEERS_FOLDER = PROJECT / "benchmarks" / "peers"
 PEERS = {  # name -> script and what it changes in the environment; None: the job itself
     "predictor alone": ("predictor_alone.py", {}),
     "this job": (None, {}),
+    "this job, short run": (None, {"THROUGHPUT_SHORT": "1"}),
     "DataLoader": ("with_dataloader.py", {}),
     "read_images recipe": ("with_read_images.py", {}),
     "read_images recipe, best": ("with_read_images.py", {"THROUGHPUT_RECIPE": "best"}),
     "Daft": ("with_daft.py", {"DAFT_PROGRESS_BAR": "0", "DO_NOT_TRACK": "true"}),
 }
-_PICTURES = {  # how many make half a minute of steady state on two cores
-    ("heavy", "480x360"): 40, ("light", "480x360"): 466, ("tiny", "480x360"): 1864,
-    ("heavy", "2048x1024"): 8, ("light", "2048x1024"): 48, ("tiny", "2048x1024"): 192,
+FEW = "few"  # the light network on so many pictures that starting up is most of it
+_PICTURES = {  # how many make a dozen seconds of steady state on two cores
+    ("heavy", "480x360"): 20, ("light", "480x360"): 260, ("tiny", "480x360"): 1040, (FEW, "480x360"): 233,
+    ("heavy", "2048x1024"): 6, ("light", "2048x1024"): 32, ("tiny", "2048x1024"): 128,
 }  # fmt: skip
 
 
@@ -67,7 +67,7 @@ class ThroughputConfig:
     Args:
         pictures: folder of pictures to make the collections from (JPEG or PNG)
         output: folder of the measurements
-        networks: of heavy (DeepLabv3 ResNet-50), light (LR-ASPP MobileNetV3) and tiny (one strided convolution)
+        networks: of heavy (DeepLabv3 ResNet-50), light (LR-ASPP), tiny (one convolution), few (233 pictures, light)
         sizes: of 480x360 and 2048x1024
         peers: names of peers, with commas between (default: all)
         repeats: rounds
@@ -77,7 +77,7 @@ class ThroughputConfig:
 
     pictures: str
     output: str
-    networks: str = "heavy,light,tiny"
+    networks: str = "heavy,light,tiny,few"
     sizes: str = "480x360,2048x1024"
     peers: str | None = None
     repeats: int = 5
@@ -85,22 +85,12 @@ class ThroughputConfig:
     report_only: bool = False
 
 
-class Tiny(nn.Module):
-    """One strided convolution: what is left is overhead."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(3, CAMVID.num_classes, 8, stride=8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.interpolate(self.convolution(x), size=x.shape[-2:], mode="nearest")
-
-
 def run(config: ThroughputConfig) -> str:
     """Measure, print the tables."""
     output = Path(config.output).absolute()
     peers = config.peers.split(",") if config.peers else list(PEERS)
-    cells = [(network, size) for network in config.networks.split(",") for size in config.sizes.split(",")]
+    asked = [(network, size) for network in config.networks.split(",") for size in config.sizes.split(",")]
+    cells = [cell for cell in asked if cell in _PICTURES or cell[0] != FEW]
     for name, known in [*((peer, PEERS) for peer in peers), *((f"{n} {s}", _cell_names()) for n, s in cells)]:
         if name not in known:
             raise InputError(f"nothing here is called {name!r}", expected=", ".join(known))
@@ -153,26 +143,14 @@ def _checkpoint(output: Path, network: str) -> str:
     if not folder.is_dir():
         torch.manual_seed(0)
         if network == "tiny":
-            _import_tiny(output, folder)
-            return str(folder)
+            return make_tiny(folder)
         name = {
             "heavy": "torchvision:deeplabv3_resnet50",
             "light": "torchvision:lraspp_mobilenet_v3_large",
+            FEW: "torchvision:lraspp_mobilenet_v3_large",
         }[network]
         save_checkpoint(str(folder), build_model(name, num_classes=CAMVID.num_classes), ModelSpec(name, {}, CAMVID))
     return str(folder)
-
-
-def _import_tiny(output: Path, folder: Path) -> None:
-    side = torch.export.Dim("side", min=64, max=8192)
-    sizes = {2: side, 3: torch.export.Dim("other", min=64, max=8192)}
-    program = torch.export.export(Tiny().eval(), (torch.rand(1, 3, 96, 128),), dynamic_shapes=({**sizes},))
-    file = output / "networks" / "tiny.pt2"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program, file)
-    import_model(
-        ImportConfig(f"export:{file}", "camvid", str(folder), mean="0.485,0.456,0.406", std="0.229,0.224,0.225")
-    )
 
 
 # ---- one run of one peer ---------------------------------------------------------------------------------------------
@@ -186,6 +164,8 @@ def _best_layout(
         if (entry["peer"], entry["network"], entry["size"]) == (peer, network, size):
             return tuple(entry["layout"])
     cores = len(os.sched_getaffinity(0))
+    if PEERS[peer][0] is None or network == FEW:
+        return cores, 1  # the job chooses its threads itself
     rates = {}
     for layout in dict.fromkeys([(cores, 1), (1, cores)]):
         rates[layout] = _measure(peer, pictures, checkpoint, layout, config.batch, output)["steady"]
@@ -217,6 +197,7 @@ def _measure(
             result,
         ]
         command += ["--num-predictors", processes, "--batch-size", batch, "--device", "cpu"]
+        command += [] if changes else ["--short-run", 0]
     else:
         command = [_PEERS_FOLDER / script, pictures, checkpoint, result, processes, threads, batch]
     environment = {

@@ -16,18 +16,17 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import storage
 from pipeline.model_spec import CHECKPOINT_VERSION, DESCRIPTION, ModelSpec, fingerprint_of, read_checkpoint
 from pipeline.models.backbones import load_weights
-from pipeline.models.exported_model import ExportedModel
 
 _PREFIXES = ("weights-", "program-")
 
 
 def save_checkpoint(uri: str, model: nn.Module, spec: ModelSpec) -> None:
     """Write or replace the checkpoint folder `uri`; a checkpoint that stands there is never seen half-replaced."""
-    data = _file_of(model)
+    data, exported = _file_of(model), _program_of(model) is not None
     sha256 = hashlib.sha256(data).hexdigest()
-    name = f"program-{sha256[:8]}.pt2" if isinstance(model, ExportedModel) else f"weights-{sha256[:8]}.safetensors"
+    name = f"program-{sha256[:8]}.pt2" if exported else f"weights-{sha256[:8]}.safetensors"
     storage.write_bytes(storage.join(uri, name), data)
-    later = isinstance(model, ExportedModel) or spec.input_size is not None or spec.class_map is not None
+    later = exported or spec.input_size is not None or spec.class_map is not None
     description = {
         "checkpoint_version": CHECKPOINT_VERSION if later else 1,
         **spec.to_json(),
@@ -56,7 +55,14 @@ def network_fingerprint(model: nn.Module, spec: ModelSpec) -> str:
 
 
 def _file_of(model: nn.Module) -> bytes:
-    return model.program if isinstance(model, ExportedModel) else safetensors.torch.save(_plain_state(model))
+    program = _program_of(model)
+    return safetensors.torch.save(_plain_state(model)) if program is None else program
+
+
+def _program_of(model: nn.Module) -> bytes | None:
+    """The file of an exported network (models.exported_model), None for any other."""
+    program: bytes | None = getattr(model, "program", None)
+    return program
 
 
 def _plain_state(model: nn.Module) -> dict[str, torch.Tensor]:

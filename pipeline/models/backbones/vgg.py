@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision import models
-from torchvision.models.vgg import make_layers
 
 from pipeline.errors import InputError
 from pipeline.models.backbones.weights import classifier, load_weights, read_state_dict, widen_first_convolution
 from pipeline.models.blocks import check_dropout, scaled
+
+if TYPE_CHECKING:
+    from torchvision import models
 
 CONVOLUTIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
@@ -74,6 +76,8 @@ class VGG(nn.Module):
             self.channels += (widths[-1],)
 
     def _features(self, name: str, batch_norm: bool) -> nn.Sequential:
+        from torchvision.models.vgg import make_layers
+
         plan: list[str | int] = []
         for channels, convolutions in zip(self.channels, CONVOLUTIONS[name], strict=True):
             plan += [channels] * convolutions + ["M"]
@@ -99,6 +103,8 @@ class VGG(nn.Module):
 
 def _pretrained(name: str, batch_norm: bool, weights: str, in_channels: int) -> models.VGG:
     """torchvision's classifier with its weights, with or without batch norm."""
+    from torchvision import models
+
     if weights == "imagenet":
         network: models.VGG = classifier(name + "_bn" * batch_norm, weights, in_channels)
         return network

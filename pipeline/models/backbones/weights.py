@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from pipeline.errors import InputError
 from pipeline.storage import read_bytes
@@ -20,6 +19,8 @@ def classifier(name: str, weights: str | None, in_channels: int, **options: Any)
     `weights` is None (random), "imagenet" (the network's default weight enum, which downloads) or the path or URI of a
     state dict. Raises InputError where the file is none, or another network's.
     """
+    from torchvision import models  # as long to load as torch itself, and most networks here do without
+
     network = models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None, **options)
     if weights not in (None, "imagenet"):
         load_weights(network, read_state_dict(weights), where=weights)

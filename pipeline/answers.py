@@ -32,12 +32,15 @@ class Prediction:
     class_confidence: np.ndarray  # float64, K: the same per winning class, nan where a class does not occur
     low_confidence_share: float  # of the predicted pixels: winning softmax below `low_confidence`; nan likewise
     confidence: np.ndarray | None = None  # H x W uint8, softmax of the winning channel times 255, where it is asked for
+    probabilities: np.ndarray | None = None  # K x H x W uint8, softmax of every class times 255, likewise
 
 
 class Answer:
     """The prediction of one picture while its tiles come in."""
 
-    def __init__(self, picture: np.ndarray, spec: ModelSpec, keep_confidence: bool = False) -> None:
+    def __init__(
+        self, picture: np.ndarray, spec: ModelSpec, keep_confidence: bool = False, keep_probabilities: bool = False
+    ) -> None:
         self.picture = picture
         self.error: Exception | None = None
         self.class_map = np.empty(picture.shape[:2], dtype=spec.label_set.mask_dtype)
@@ -45,13 +48,25 @@ class Answer:
         self.confidence_sum = np.zeros(spec.label_set.num_classes, dtype=np.float64)
         self.low_pixels = 0
         self.confidence = np.empty(picture.shape[:2], dtype=np.uint8) if keep_confidence else None
+        planes = (spec.label_set.num_classes, *picture.shape[:2])
+        self.probabilities = np.empty(planes, dtype=np.uint8) if keep_probabilities else None
         self.some_unpredicted = spec.class_map is not None and None in spec.class_map
 
-    def add(self, where: tuple[slice, slice], class_map: Tensor, confidence: Tensor, low_confidence: float) -> None:
+    def add(
+        self,
+        where: tuple[slice, slice],
+        class_map: Tensor,
+        confidence: Tensor,
+        probabilities: Tensor | None,
+        low_confidence: float,
+    ) -> None:
+        """Take what was found of the rectangle `where`; `probabilities` are those of `winners.probabilities`."""
         pixels, sums = per_class(class_map, confidence, len(self.class_pixels))
         self.class_map[where] = class_map.cpu().numpy()
         if self.confidence is not None:
             self.confidence[where] = (confidence * 255).round_().to(torch.uint8).cpu().numpy()
+        if self.probabilities is not None and probabilities is not None:
+            self.probabilities[:, *where] = probabilities.cpu().numpy()
         self.class_pixels += pixels.cpu().numpy()
         self.confidence_sum += sums.cpu().numpy()
         low = confidence < low_confidence
@@ -73,6 +88,7 @@ class Answer:
             class_confidence=means,
             low_confidence_share=self.low_pixels / predicted,
             confidence=self.confidence,
+            probabilities=self.probabilities,
         )
 
 

@@ -26,6 +26,7 @@ class PredictOptions:
     flip: bool = False
     scales: Sequence[float] = (1.0,)
     keep_confidence: bool = False
+    keep_probabilities: bool = False
     deadline_s: float = 60.0  # of one forward pass, and more for each megapixel in it
     deadline_s_per_megapixel: float = 10.0
 
@@ -48,6 +49,7 @@ def predict_options(config: SegmentConfig, num_gpus: int) -> dict[str, Any]:
         "flip": config.flip,
         "scales": config.view_scales,
         "keep_confidence": config.confidence,
+        "keep_probabilities": config.probabilities,
         # n actors of one thread beat one of n threads by a fifth on a light network
         "threads": 1 if device == "cpu" else None,
     }

@@ -24,7 +24,7 @@ from pipeline.models.fold import fold_batch_norm
 from pipeline.models.limits import UNLIMITED, InputLimits, Range
 from pipeline.models.views import Views
 from pipeline.tiling import Cut, cut_fixed, cut_side
-from pipeline.winners import channel_classes, winners
+from pipeline.winners import channel_classes, probabilities, winners
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GRID_PX = 32  # the deepest stride of any network here: tiles that start on it see the same strided grid as the whole
@@ -44,8 +44,9 @@ class Predictor:
     `precision` is "auto" (float32
     without TF32: a mask must not depend on the device), "float32", "bfloat16" or "float16". `threads` sets torch's
     threads for the whole process: their number changes a network's last bits. `flip` and `scales` average over mirrored
-    and zoomed views (models.views). `keep_confidence` keeps the confidence of every pixel. `engine` is what runs the
-    network (engines.ENGINES). Raises InputError for an option out of range.
+    and zoomed views (models.views). `keep_confidence` keeps the confidence of every pixel, `keep_probabilities` the
+    softmax of every class. `engine` is what runs the network (engines.ENGINES). Raises InputError for an option out of
+    range.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Predictor:
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
         keep_confidence: bool = False,
+        keep_probabilities: bool = False,
         engine: str = "eager",
     ) -> None:
         self.grid_px = math.lcm(GRID_PX, spec.size_multiple)
@@ -103,7 +105,7 @@ class Predictor:
             if self.limits is not UNLIMITED and tuple(scales) != (1.0,):
                 raise InputError("zoomed views do not go with a network that takes certain sizes only")
             self.model = Views(self.model, flip=flip, scales=scales, multiple=spec.size_multiple)
-        self.keep_confidence = keep_confidence
+        self.keep_confidence, self.keep_probabilities = keep_confidence, keep_probabilities
         self._fits: dict[tuple[int, ...], int] = {}  # shape -> batch size, where the usual one was too large
 
     def _examples(self) -> list[Tensor]:
@@ -136,7 +138,7 @@ class Predictor:
             else:
                 by_shape.setdefault(self.spec.input_size or picture.shape, []).append(i)
         for members in by_shape.values():
-            answered = [Answer(pictures[i], self.spec, self.keep_confidence) for i in members]
+            answered = [Answer(pictures[i], self.spec, self.keep_confidence, self.keep_probabilities) for i in members]
             self._run([tile for answer in answered for tile in self._tiles(answer)])
             for i, answer in zip(members, answered, strict=True):
                 answers[i] = answer.error or answer.prediction()
@@ -199,14 +201,17 @@ class Predictor:
         if tuple(logits.shape) != expected:
             raise ValueError(f"the network gave logits of shape {tuple(logits.shape)} instead of {expected}")
         # all of the batch before any answer is touched: a batch that fails half-way is run again
-        found = [
-            winners(tile_logits[(slice(None), *tile.inner)], tile.enlarged)
-            for tile, tile_logits in zip(batch, logits, strict=False)
-        ]
-        for tile, (class_map, confidence) in zip(batch, found, strict=True):
+        found = []
+        for tile, tile_logits in zip(batch, logits, strict=False):
+            kept = tile_logits[(slice(None), *tile.inner)]
+            planes = None
+            if self.keep_probabilities:
+                planes = probabilities(kept, self.spec.label_set.num_classes, self._labels, tile.enlarged)
+            found.append((*winners(kept, tile.enlarged), planes))
+        for tile, (class_map, confidence, planes) in zip(batch, found, strict=True):
             if self._labels is not None:
                 class_map = self._labels[class_map.int()]
-            tile.answer.add(tile.outer, class_map, confidence, self.low_confidence)
+            tile.answer.add(tile.outer, class_map, confidence, planes, self.low_confidence)
 
     def _padding(self, side_px: int, limit: Range) -> int:
         """How much is added to a side so that the network takes it."""

@@ -17,12 +17,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline import schema, storage
 from pipeline.errors import InputError
-from pipeline.sink import mask_of, prediction_files, predictions_metadata
+from pipeline.sink import prediction_files, predictions_metadata, with_arrays
 
 if TYPE_CHECKING:
     import pandas
 
-_HEAVY = ("mask", "confidence")  # what costs more to read than all the rest
 _ROWS = 16  # decoded at once
 
 
@@ -41,26 +40,32 @@ def predictions_dataset(uri: str) -> pyarrow.dataset.Dataset:
 def predictions_frame(
     uri: str, columns: Sequence[str] | None = None, where: pyarrow.dataset.Expression | None = None
 ) -> pandas.DataFrame:
-    """A pandas frame with a row a region, in path order; by default every column but the masks.
+    """A pandas frame with a row a region, in path order; by default every column but those of pixels.
 
-    `where` is an expression over columns (`pyarrow.dataset.field("status") == "ok"`). With the column `mask`, each is a
-    numpy array H x W, or None. Raises InputError like `predictions_dataset`, and for a column that does not exist.
+    `where` is an expression over columns (`pyarrow.dataset.field("status") == "ok"`). In the columns `mask` and
+    `confidence` each is a numpy array H x W or None, in `probabilities` K x H x W. Raises InputError like
+    `predictions_dataset`, and for a column that does not exist.
     """
     found = predictions_dataset(uri)
-    names = [name for name in found.schema.names if name not in _HEAVY] if columns is None else list(columns)
+    names = (
+        [name for name in found.schema.names if name not in schema.PIXEL_COLUMNS] if columns is None else list(columns)
+    )
     foreign = [name for name in names if name not in found.schema.names]
     if foreign:
         raise InputError(f"no column {foreign[0]!r}", where=uri, expected=", ".join(found.schema.names))
-    needed = list(dict.fromkeys([*names, "region_id", *(schema.MASK_COLUMNS if "mask" in names else ())]))
+    needed = list(dict.fromkeys([*names, "region_id", *_beside(names)]))
     table = found.to_table(columns=needed, filter=where).sort_by("region_id")
     frame = table.to_pandas()
-    if "mask" in names:
-        frame["mask"] = [mask_of(row) if row["mask"] is not None else None for row in table.to_pylist()]
+    pixels = [name for name in names if name in schema.PIXEL_COLUMNS]
+    if pixels:
+        rows = [with_arrays(row) for row in table.select([*_beside(pixels), *pixels]).to_pylist()]
+        for name in pixels:
+            frame[name] = [row[name] for row in rows]
     return frame[names]
 
 
 class PredictionsDataset(IterableDataset):  # type: ignore[type-arg]
-    """The regions that have a mask, for a torch DataLoader: dicts of the columns, `mask` a tensor H x W.
+    """The regions that have a mask, for a torch DataLoader: dicts of the columns, those of pixels as tensors.
 
     Each of the loader's workers, and each of `num_shards` processes (a process's own number is `shard`), reads row
     groups of its own, so that together they see every region once. Raises InputError like `predictions_dataset`.
@@ -93,8 +98,15 @@ class PredictionsDataset(IterableDataset):  # type: ignore[type-arg]
     def _rows(self, batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
         for row in batch.to_pylist():
             if row["status"] == "ok" and row["mask"] is not None:
-                yield {name: _mask(row) if name == "mask" else row[name] for name in self.columns}
+                row = with_arrays(row)
+                yield {name: _tensor(row[name]) if name in schema.PIXEL_COLUMNS else row[name] for name in self.columns}
 
 
-def _mask(row: dict[str, Any]) -> Tensor:
-    return from_numpy(mask_of(row).copy())  # a view of Parquet's bytes is read-only, which torch has no word for
+def _beside(columns: Sequence[str]) -> list[str]:
+    """What decoding columns of pixels takes besides."""
+    return [] if set(columns).isdisjoint(schema.PIXEL_COLUMNS) else [*schema.MASK_COLUMNS]
+
+
+def _tensor(pixels: Any) -> Tensor | None:
+    # a view of Parquet's bytes is read-only, which torch has no word for
+    return None if pixels is None else from_numpy(pixels.copy())

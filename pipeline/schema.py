@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2  # 2: mask_format, confidence
+SCHEMA_VERSION = 3  # 2: mask_format, confidence; 3: probabilities
 
 STATUSES = ("ok", "fetch_error", "decode_error", "changed", "too_large", "timeout", "model_error")
 TRANSIENT_STATUSES = ("fetch_error", "timeout", "model_error")  # get one more pass before the run ends
@@ -46,6 +46,7 @@ _RESULT = [
     pa.field("mask_format", pa.string()),  # raw (row-major; as null, in version 1), png or rle
     pa.field("mask_dtype", pa.string()),  # uint8, or uint16 above 254 classes
     pa.field("confidence", pa.large_binary()),  # of every pixel times 255, row-major uint8, where it was asked for
+    pa.field("probabilities", pa.large_binary()),  # of every class and pixel times 255, K x H x W uint8, likewise
     pa.field("class_pixels", pa.list_(pa.int64())),  # one per class
     pa.field("mean_confidence", pa.float32()),  # over predicted pixels; null where there are none
     pa.field("class_confidence", pa.list_(pa.float32())),  # mean per class; null where the class does not occur
@@ -55,6 +56,7 @@ _RESULT = [
 ]
 
 RESULT_COLUMNS = tuple(field.name for field in _RESULT)
+PIXEL_COLUMNS = ("mask", "confidence", "probabilities")  # what costs more to read than all the rest
 MASK_COLUMNS = ("mask", "mask_format", "mask_dtype", "height", "width")  # what decoding a mask takes
 
 STATISTICS = pa.schema(
@@ -147,11 +149,15 @@ def predictions_schema(extra: Iterable[pa.Field] = (), metadata: dict[str, str] 
 
 @dataclass(frozen=True)
 class Columns:
-    """What travels from the manifest to the results, the metadata of the results, and how masks are written there."""
+    """What travels from the manifest to the results, the metadata of the results, and how masks are written there.
+
+    `planes` is what a row weighs: bytes a pixel, of which rows with probabilities hold many.
+    """
 
     extra: tuple[pa.Field, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     mask_format: str = "raw"
+    planes: int = 1
 
     @property
     def results(self) -> pa.Schema:

@@ -41,6 +41,8 @@ class SegmentConfig:
         low_confidence: pixels below this count as of low confidence
         mask_format: raw (smallest and fastest), png, rle (COCO's), or none for the statistics alone
         confidence: keep the confidence of every pixel too, a byte each
+        probabilities: keep the softmax of each of K classes for every pixel too: K bytes a pixel, in memory and (before
+            compression) on disk
         flip: see each picture mirrored too, and average (test-time augmentation)
         scales: see each picture zoomed by each of these, such as 0.75,1,1.25, and average
         precision: auto, float32, bfloat16 or float16
@@ -76,6 +78,7 @@ class SegmentConfig:
     low_confidence: float = 0.5
     mask_format: str = "raw"
     confidence: bool = False
+    probabilities: bool = False
     flip: bool = False
     scales: str = "1"
     precision: str = "auto"
@@ -150,4 +153,5 @@ def decisive(config: SegmentConfig, label_set: LabelSet, weights: str) -> dict[s
         "flip": config.flip,
         "scales": config.view_scales,
         "result_version": RESULT_VERSION,
+        **({"probabilities": True} if config.probabilities else {}),  # runs from before it was there resume
     }

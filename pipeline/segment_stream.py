@@ -52,15 +52,15 @@ class SegmentStream:
 
     def run(self, pending: np.ndarray, attempt_uri: str) -> Iterator[Landed]:
         """Do the regions of a bitmap (bool, one a region of the manifest)."""
-        rows_per_file = self.config.rows_per_file
+        rows_per_file, planes = self.config.rows_per_file, self.columns.planes
         for units, count in self.slices(pending):
             started_s, rows, size_bytes = time.monotonic(), 0, 0
-            for landed in self._landed(units, pending, count, rows_per_file or 1024, attempt_uri):
+            for landed in self._landed(units, pending, count, rows_per_file or max(1, 1024 // planes), attempt_uri):
                 yield landed
                 rows, size_bytes = rows + landed.written.rows, size_bytes + landed.written.size_bytes
             if self.config.rows_per_file is None and rows:
                 by_work = rows / (time.monotonic() - started_s) * _FILE_WORK_S
-                rows_per_file = int(max(64, min(_FILE_BYTES / max(size_bytes / rows, 1), by_work)))
+                rows_per_file = int(max(1, 64 // planes, min(_FILE_BYTES / max(size_bytes / rows, 1), by_work)))
 
     def predicted(self) -> list[int]:
         """Regions that the actors have done so far, and how many of them failed; files follow minutes later."""
@@ -91,7 +91,7 @@ class SegmentStream:
         from ray.data import ActorPoolStrategy
 
         columns = [name for name in self.columns.results.names if name in self.manifest.columns]
-        rows_per_block = int(np.clip(count // (4 * self.num_predictors), 1, 64))
+        rows_per_block = int(np.clip(count // (4 * self.num_predictors), 1, max(1, 64 // self.columns.planes)))
         on_gpu = self.predict.device == "cuda"
         # not read_parquet: Ray 2.60 starts 32 actors to read the footers of one small file
         data: Any = ray.data.from_arrow([pa.Table.from_pylist([vars(unit)]) for unit in units])

@@ -123,6 +123,7 @@ def _result(region: Region, prediction: Prediction | Exception | None) -> dict[s
         row |= {
             "class_map": prediction.class_map,
             "confidence": None if prediction.confidence is None else prediction.confidence.tobytes(),
+            "probabilities": None if prediction.probabilities is None else prediction.probabilities.tobytes(),
             "class_pixels": prediction.class_pixels.tolist(),
             "mean_confidence": _known(prediction.mean_confidence),
             "class_confidence": [_known(c) for c in prediction.class_confidence],

@@ -101,6 +101,8 @@ class ShortStream:
         columns = [name for name in self.columns.results.names if name in self.manifest.columns]
         rows = read_rows_at(list(self.manifest.units()), ids, list(dict.fromkeys([*columns, "kind"])))
         most = self.config.rows_per_file or rows.num_rows
+        if self.columns.planes > 1:
+            most = min(most, max(1, 64 // self.columns.planes))
         each = min(most, -(-rows.num_rows // (_FILES_PER_PREDICTOR * self.num_predictors)))
         return [rows.slice(first, each) for first in range(0, rows.num_rows, each)]
 

@@ -29,6 +29,7 @@ from pipeline.masks import decode_mask
 
 PREDICTIONS, ATTEMPTS, HELD = "predictions", "_attempts", "held"
 ROW_GROUP_BYTES = 64 * 2**20
+_ROWS_READ = 16  # at once; with probabilities one may be tens of megabytes
 
 
 @dataclass(frozen=True)
@@ -188,25 +189,32 @@ def prediction_files(uri: str) -> list[str]:
 
 
 def read_predictions(uri: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The committed rows of a segment run, in no particular order, one dict each; `mask` a numpy array H x W or None.
+    """The committed rows of a segment run, in no particular order, one dict each, with arrays as in `with_arrays`.
 
     `uri` is the segment job's OUTPUT or its `predictions/`. Raises InputError where there are none. `columns` limits
-    what is read; with `mask`, what is needed to decode it is read as well.
+    what is read; with one of `schema.PIXEL_COLUMNS`, what is needed to decode it is read as well.
     """
     files = prediction_files(uri)
     if not files and not storage.is_folder(uri):
         raise InputError("predictions do not exist", where=uri, expected="the OUTPUT of jobs/segment.py")
     wanted = columns
-    if columns is not None and "mask" in columns:
+    if columns is not None and not set(columns).isdisjoint(schema.PIXEL_COLUMNS):
         wanted = list(dict.fromkeys([*columns, *schema.MASK_COLUMNS]))
     for file in files:
         fs, path = storage.arrow_filesystem(file)
         with pq.ParquetFile(path, filesystem=fs) as parquet:
-            for batch in parquet.iter_batches(batch_size=64, columns=wanted):
-                for row in batch.to_pylist():
-                    if row.get("mask") is not None:
-                        row["mask"] = mask_of(row)
-                    yield row
+            for batch in parquet.iter_batches(batch_size=_ROWS_READ, columns=wanted):
+                yield from map(with_arrays, batch.to_pylist())
+
+
+def with_arrays(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with numpy arrays in place of bytes: mask and confidence H x W, probabilities K x H x W (read-only)."""
+    arrays = {"mask": mask_of(row)} if row.get("mask") is not None else {}
+    for name in ("confidence", "probabilities"):
+        if row.get(name) is not None:
+            planes = np.frombuffer(row[name], np.uint8).reshape(-1, row["height"], row["width"])
+            arrays[name] = planes[0] if name == "confidence" else planes
+    return row | arrays
 
 
 def mask_of(row: dict[str, Any]) -> np.ndarray:
@@ -251,7 +259,7 @@ def metadata(
 def put_tables(uri: str, columns: pa.Schema, tables: Iterable[pa.Table]) -> int:
     """Put rows as one file, a row group (or more, where it is large) for each table; its size in bytes."""
     buffer = pa.BufferOutputStream()
-    plain = [name for name in columns.names if name not in ("mask", "confidence")]  # a dictionary of these only costs
+    plain = [name for name in columns.names if name not in schema.PIXEL_COLUMNS]  # a dictionary of these only costs
     with pq.ParquetWriter(buffer, columns, compression="zstd", use_dictionary=plain) as writer:
         for table in tables:
             rows_per_group = max(1, int(table.num_rows * ROW_GROUP_BYTES / max(table.nbytes, 1)))

@@ -84,4 +84,5 @@ class Streams:
     def _columns(self) -> Columns:
         record, mask_format = self.run.record, self.config.mask_format
         told = metadata(self.label_set, record["result_fingerprint"], record["manifest_fingerprint"], mask_format)
-        return Columns(tuple(self.manifest.travelling), told, mask_format)
+        planes = 1 + self.label_set.num_classes * self.config.probabilities
+        return Columns(tuple(self.manifest.travelling), told, mask_format, planes)

@@ -47,6 +47,27 @@ def winners(logits: Tensor, size: tuple[int, int] | None = None) -> tuple[Tensor
     return class_map, confidence
 
 
+def probabilities(
+    logits: Tensor, classes: int, labels: Tensor | None = None, size: tuple[int, int] | None = None
+) -> Tensor:
+    """Logits as in `winners` -> the softmax of every class times 255 (`classes` x H x W uint8).
+
+    `labels` gives the class of each channel, or a number beyond: channels of one class add up, those of none are left
+    out. Without it the channels are the classes, and the winner's is what `winners` gives as its confidence.
+    """
+    height, width = size or logits.shape[1:]
+    found = torch.empty(classes, height, width, dtype=torch.uint8, device=logits.device)
+    for rows, band in _bands(logits, size):
+        softmax = (band - band.amax(0)).exp_()
+        softmax *= softmax.sum(0).reciprocal_()
+        if labels is not None:
+            known = labels < classes
+            by_class = softmax.new_zeros(classes, *softmax.shape[1:])
+            softmax = by_class.index_add_(0, labels[known].long(), softmax[known])
+        found[:, rows] = softmax.mul_(255).round_().clamp_(max=255).to(torch.uint8)
+    return found
+
+
 def _bands(logits: Tensor, size: tuple[int, int] | None) -> Iterator[tuple[slice, Tensor]]:
     """Rows of the picture, and their logits as K planes (float32)."""
     height, width = size or logits.shape[1:]

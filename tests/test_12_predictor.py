@@ -280,6 +280,32 @@ def test_views_are_averaged_and_confidence_is_kept_on_request():
     assert (mirrored.class_map[:, ::-1] == found.class_map).mean() > 0.999
 
 
+@pytest.mark.parametrize("options", [{}, {"tile_px": 160, "overlap_px": 64}])
+def test_probabilities_are_the_softmax_of_every_class(options):
+    """Whole or in tiles; the winner's is the confidence."""
+    (picture,) = pictures((201, 333))
+    network = Local().eval()
+    predictor = Predictor(network, SPEC, keep_confidence=True, keep_probabilities=True, **options)
+    (found,) = predict(predictor, [picture])
+    with torch.no_grad():
+        x = (torch.from_numpy(picture) / 255 - torch.tensor(SPEC.mean)) / torch.tensor(SPEC.std)
+        p = network(x.permute(2, 0, 1)[None]).softmax(1)[0].numpy()
+    assert found.probabilities.shape == (3, 201, 333) and found.probabilities.dtype == np.uint8
+    np.testing.assert_allclose(found.probabilities / 255, p, atol=0.6 / 255)
+    np.testing.assert_array_equal(found.probabilities.max(0), found.confidence)
+
+
+def test_probabilities_of_channels_of_one_class_add_up():
+    """Channel 1 stands for no class of the label set, 0 and 2 for the same."""
+    network = Local().eval()
+    (picture,) = pictures((40, 50))
+    (plain,) = predict(Predictor(network, SPEC, keep_probabilities=True), [picture])
+    spec = dataclasses.replace(SPEC, class_map=(2, None, 2))
+    (found,) = predict(Predictor(network, spec, keep_probabilities=True), [picture])
+    both = plain.probabilities[0].astype(int) + plain.probabilities[2]
+    assert not found.probabilities[:2].any() and np.abs(found.probabilities[2] - both).max() <= 1
+
+
 # ---- class maps ----------------------------------------------------------------------------------------------------
 
 

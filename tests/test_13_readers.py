@@ -26,6 +26,14 @@ def class_map(i: int) -> np.ndarray:
     return (np.arange((3 + i) * 4, dtype=np.uint8) % 11).reshape(3 + i, 4)
 
 
+def probabilities(i: int) -> np.ndarray:
+    return np.random.default_rng(i).integers(0, 256, (11, 3 + i, 4), dtype=np.uint8)
+
+
+def confidence(i: int) -> np.ndarray:
+    return probabilities(i).max(0)
+
+
 def write(output: str, mask_format: str = "raw") -> str:
     """Ten regions in four files, out of order; the regions 4 and 9 have failed."""
     sink = Sink(output, lambda: None)
@@ -46,6 +54,8 @@ def write(output: str, mask_format: str = "raw") -> str:
                     "mask": encode_mask(class_map(i), mask_format) if ok else None,
                     "mask_dtype": "uint8" if ok else None,
                     "mask_format": mask_format if ok else None,
+                    "confidence": confidence(i).tobytes() if ok else None,
+                    "probabilities": probabilities(i).tobytes() if ok else None,
                     "class_pixels": np.bincount(class_map(i).ravel(), minlength=11).tolist() if ok else None,
                     "mean_confidence": i / 10 if ok else None,
                     "low_confidence_share": 0.1 if ok else None,
@@ -75,6 +85,17 @@ def test_every_reader_gives_the_masks_that_were_written(tmp_path: Path, mask_for
                 assert found is None
             else:
                 np.testing.assert_array_equal(found, class_map(i))
+
+
+def test_every_reader_gives_confidence_and_probabilities(output: str) -> None:
+    columns = ["path", "confidence", "probabilities"]
+    by_row = {row["path"]: row for row in read_predictions(output, columns)}
+    by_frame = {row.path: row._asdict() for row in predictions_frame(output, columns).itertuples()}
+    by_torch = {row["path"]: row for row in PredictionsDataset(output, columns)}
+    assert "4.jpg" not in by_torch and by_row["4.jpg"]["probabilities"] is by_frame["4.jpg"]["probabilities"] is None
+    for found in (by_row["7.jpg"], by_frame["7.jpg"], by_torch["7.jpg"]):
+        np.testing.assert_array_equal(found["confidence"], confidence(7))
+        np.testing.assert_array_equal(found["probabilities"], probabilities(7))
 
 
 def test_a_frame_leaves_masks_unread_and_takes_a_filter(output: str) -> None:

@@ -209,10 +209,14 @@ def test_a_long_run_finds_its_batch_size_and_keeps_it(
 def test_masks_are_written_as_asked(
     mask_format: str, undisturbed: Path, checkpoint: str, pictures: Path, tmp_path: Path
 ) -> None:
-    """`png` with the confidence of every pixel; `none` with the statistics alone, averaged over mirrored views and run
-    by ONNX Runtime, which the run remembers."""
+    """`png` with confidence and probabilities of every pixel; `none` with the statistics alone, averaged over
+    mirrored views and run by ONNX Runtime, which the run remembers."""
     output = tmp_path / mask_format
-    asked = {"confidence": True} if mask_format == "png" else {"flip": True, "engine": "onnx", "num_predictors": 1}
+    asked = (
+        {"confidence": True, "probabilities": True}
+        if mask_format == "png"
+        else {"flip": True, "engine": "onnx", "num_predictors": 1}
+    )
     segment(SegmentConfig(str(pictures), checkpoint, str(output), limit=6, mask_format=mask_format, **asked))
     rows, before = rows_of(output), rows_of(undisturbed)
     assert len(rows) == 6
@@ -224,6 +228,8 @@ def test_masks_are_written_as_asked(
             assert np.array_equal(row["mask"], before[key]["mask"])
             confidence = np.frombuffer(row["confidence"], np.uint8)
             assert confidence.size == row["mask"].size
+            assert row["probabilities"].shape == (11, row["height"], row["width"])
+            assert np.array_equal(row["probabilities"].max(0), row["confidence"])
             assert confidence.mean() / 255 == pytest.approx(row["mean_confidence"], abs=1 / 255)
     if mask_format == "none":
         record = storage.read_json(storage.join(str(output), "_run.json"))

@@ -24,11 +24,12 @@ import torch
 from networks import processor
 from torch import nn
 
-from pipeline.checkpoint import ModelSpec, load_checkpoint
+from pipeline.checkpoint import load_checkpoint
 from pipeline.cli import main
 from pipeline.decode.picture import decode
 from pipeline.errors import InputError
 from pipeline.labels import CAMVID
+from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
 from pipeline.models.fold import fold_batch_norm
 from pipeline.predictor import Prediction, Predictor

@@ -4,20 +4,22 @@
 classes are all but equal; docs/performance.md has what was counted. Neither torch nor ONNX Runtime is imported until
 an engine is built.
 
-- `compiled`: torch.compile with frozen weights (inductor), one compilation a shape: 7 s on an idle core, 40 s the first
-  time on a machine. After `MOST_SHAPES` shapes of a process the others run eagerly, so that a collection of any sizes
-  does not compile for ever. Which those are depends on which pictures a process met first: what is true of every
-  engine, that the same run gives the same masks, holds for `compiled` as far as collections of few sizes go.
+- `compiled`: torch.compile with frozen weights (inductor), one compilation a shape: up to 40 s for the first of a
+  process, 7 s for each after it. After `MOST_SHAPES` shapes of a process the others run eagerly, so that a collection
+  of any sizes does not compile for ever. Which those are depends on which pictures a process met first: what is true of
+  every engine, that the same run gives the same masks, holds for `compiled` as far as collections of few sizes go.
 - `onnx`: exported once for all sizes, else (a network that fixes its sizes while it is traced) once a shape, as above.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import logging
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -77,6 +79,7 @@ class _Compiled:
     def __init__(self, network: nn.Module) -> None:
         import torch
 
+        _use_own_cache()
         # one thread: an actor wants no pool of compilers beside it
         options: dict[str, Any] = {"freezing": True, "compile_threads": 1}
         self._eager = network
@@ -85,6 +88,18 @@ class _Compiled:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._compiled(x) if _takes(self._shapes, x) else self._eager(x)
+
+
+def _use_own_cache() -> None:
+    """A folder of the process's own for what inductor compiles, unless one is named.
+
+    A process killed while it compiles leaves an empty library behind, which in a shared folder is taken for whole ever
+    after. The price is that each process begins from nothing.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="torchinductor-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
 
 
 class _Onnx:

@@ -96,7 +96,10 @@ def _use_own_cache() -> None:
     A process killed while it compiles leaves an empty library behind, which in a shared folder is taken for whole ever
     after. The price is that each process begins from nothing.
     """
-    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    shared = default_cache_dir()
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", shared) == shared:  # torch itself sets it to that while it is imported
         folder = tempfile.mkdtemp(prefix="torchinductor-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder

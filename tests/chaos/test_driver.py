@@ -46,9 +46,10 @@ def test_the_driver_is_killed_at_random_moments(
     seconds, on_ray = random.Random(0), where == "on Ray"
     jobs = make_jobs(source=slow_pictures) if on_ray else make_jobs(source=pictures, env={"RAY_ADDRESS": ""})
     with recorded("commit protocol", f"driver killed at a random moment ({where})") as case:
-        started_s = time.monotonic()
-        jobs.finish(jobs.output())
-        wall_s = time.monotonic() - started_s
+        for _ in range(2):  # the first one finds cold caches
+            started_s = time.monotonic()
+            jobs.finish(jobs.output())
+            wall_s = time.monotonic() - started_s
         while case.tried < 20:
             output, kills, finished = jobs.output(), 0, False
             while not finished and case.tried + kills < 20:

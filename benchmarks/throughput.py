@@ -2,10 +2,11 @@
 
     python benchmarks/throughput.py --pictures CAMVID/train --output runs/throughput
 
-Peers: the predictor alone on pixels in memory (the limit), this job, a hand-written PyTorch DataLoader loop, Ray Data's
-documented `read_images` recipe as documented and at its best, Daft. All use this project's predictor, so that what is
-compared is what stands around it. Each peer first tries its layouts of processes x threads and keeps the faster one;
-then they take turns, `repeats` times.
+Peers: the predictor alone on pixels in memory (the limit), this job as it runs on one machine and on Ray, a
+hand-written PyTorch DataLoader loop, Ray Data's documented `read_images` recipe as documented and at its best, and Daft.
+All use this project's predictor, so that what is compared is what stands around it; one more runs the recipe with plain
+torch, as its page does. Each peer first tries its layouts of processes x threads and keeps the faster one; then they
+take turns, `repeats` times.
 
 Every prediction is noted with the machine's clock (peers/trace). *Steady* is the rate between the moment when every
 process has predicted `_WARM` times and the moment when the first of them has no more to do; *first row* and *whole*
@@ -47,15 +48,16 @@ _PEERS_FOLDER = PROJECT / "benchmarks" / "peers"
 PEERS = {  # name -> script and what it changes in the environment; None: the job itself
     "predictor alone": ("predictor_alone.py", {}),
     "this job": (None, {}),
-    "this job, short run": (None, {"THROUGHPUT_SHORT": "1"}),
+    "this job (on Ray)": (None, {}),
     "DataLoader": ("with_dataloader.py", {}),
+    "read_images recipe (plain torch)": ("with_read_images.py", {"THROUGHPUT_RECIPE": "own"}),
     "read_images recipe": ("with_read_images.py", {}),
-    "read_images recipe, best": ("with_read_images.py", {"THROUGHPUT_RECIPE": "best"}),
+    "read_images recipe (best)": ("with_read_images.py", {"THROUGHPUT_RECIPE": "best"}),
     "Daft": ("with_daft.py", {"DAFT_PROGRESS_BAR": "0", "DO_NOT_TRACK": "true"}),
 }
 FEW = "few"  # the light network on so many pictures that starting up is most of it
 _PICTURES = {  # how many make a dozen seconds of steady state on two cores
-    ("heavy", "480x360"): 20, ("light", "480x360"): 260, ("tiny", "480x360"): 1040, (FEW, "480x360"): 233,
+    ("heavy", "480x360"): 20, ("light", "480x360"): 330, ("tiny", "480x360"): 1040, (FEW, "480x360"): 233,
     ("heavy", "2048x1024"): 6, ("light", "2048x1024"): 32, ("tiny", "2048x1024"): 128,
 }  # fmt: skip
 
@@ -197,7 +199,7 @@ def _measure(
             result,
         ]
         command += ["--num-predictors", processes, "--batch-size", batch, "--device", "cpu"]
-        command += [] if changes else ["--short-run", 0]
+        command += ["--runner", "ray" if "Ray" in peer else "auto"]
     else:
         command = [_PEERS_FOLDER / script, pictures, checkpoint, result, processes, threads, batch]
     environment = {

@@ -34,7 +34,7 @@ class PredictOptions:
 def predict_options(config: SegmentConfig, num_gpus: int) -> dict[str, Any]:
     """What a run predicts with, to be kept: resumed with the same, its masks are identical.
 
-    The batch size is the one asked for, or what a short run takes; longer ones look for a better one (batch_size.py).
+    The batch size is the one asked for, or a first one; long runs look for a better one (streams.py).
     """
     device = config.device if config.device != "auto" else ("cuda" if num_gpus else "cpu")
     require_engine(config.engine, device, config.precision)

@@ -19,6 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.forecast import forecast
 from pipeline.increment import settle, take_increment
 from pipeline.labels import LabelSet
+from pipeline.local_stream import Broken, LocalStream
 from pipeline.manifest import Manifest
 from pipeline.manifest_job import manifest_of
 from pipeline.model_spec import read_checkpoint, weights_fingerprint
@@ -27,7 +28,6 @@ from pipeline.run import Run, open_run
 from pipeline.schema import Columns
 from pipeline.segment_config import SegmentConfig, decisive
 from pipeline.segment_stream import SegmentStream
-from pipeline.short_run import Broken, ShortStream
 from pipeline.sink import PREDICTIONS, Sink, Written, metadata
 from pipeline.statistics import write_statistics
 from pipeline.streams import Streams
@@ -120,7 +120,7 @@ class _Job:
         self.config, self.run, self.manifest, self.label_set = config, run, manifest, label_set
         self.ids = ids
         self.streams = Streams(config, run, manifest, label_set, ids)
-        self.stream: SegmentStream | ShortStream = self.streams.open()
+        self.stream: SegmentStream | LocalStream = self.streams.open()
         self.timings = Timings(
             started_at, fetch_threads=config.read_options.threads, reads_apart=self.stream.predict.device == "cuda"
         )

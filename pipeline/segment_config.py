@@ -49,7 +49,7 @@ class SegmentConfig:
         engine: eager, compiled (needs g++; for pictures of few sizes) or onnx; the faster two run on CPUs
         device: auto, cpu or cuda
         num_predictors: predictor actors (default: one a GPU, or one a physical core)
-        short_run: up to so many pictures, on one machine without a GPU, are done without starting Ray (0: never)
+        runner: ray, processes (of this machine alone), or auto: Ray where there is a cluster (RAY_ADDRESS) or a GPU
         max_pixels: larger pictures are not decoded (too_large)
         fetch_deadline_s: of one attempt to fetch a picture
         fetch_retry_s: how long fetching a picture is retried
@@ -85,7 +85,7 @@ class SegmentConfig:
     engine: str = "eager"
     device: str = "auto"
     num_predictors: int | None = None
-    short_run: int = 500
+    runner: str = "auto"
     max_pixels: int = 100_000_000
     fetch_deadline_s: float = 60.0
     fetch_retry_s: float = 60.0
@@ -109,6 +109,8 @@ class SegmentConfig:
             hint = nearest(self.mask_format, known) or None
             raise InputError(f"--mask-format: no {self.mask_format!r}", expected=", ".join(known), todo=hint)
         _ = self.view_scales  # raises for what is out of range
+        if self.runner not in ("auto", "processes", "ray"):
+            raise InputError("unknown runner", found=self.runner, expected="auto, processes or ray")
         if self.device not in ("auto", "cpu", "cuda"):
             raise InputError("unknown device", found=self.device, expected="auto, cpu or cuda")
         require_engine(self.engine, self.device, self.precision)

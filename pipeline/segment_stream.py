@@ -27,6 +27,7 @@ from pipeline.timings import without_times
 _ROWS_PER_SLICE = 1_000_000  # one Dataset keeps a record per block for as long as it lives
 _FILE_BYTES = 128 * 2**20
 _FILE_WORK_S = 300.0
+_RAW_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,35 @@ class Landed:
     written: Written
     blocks: list[dict[str, Any]]  # `timings.TIMES`
     write_s: float
+    raw_bytes: int  # of the rows in memory
+
+
+def rows_per_block(count: int, num_predictors: int, planes: int) -> int:
+    """How many of `count` rows a predictor takes at once; `planes` as in `Columns`."""
+    return int(np.clip(count // (4 * num_predictors), 1, max(1, 64 // planes)))
+
+
+class FileSize:
+    """How many rows a file gets: as asked for, or by what was seen of earlier files.
+
+    128 MiB or five minutes of work, and no more than fit into a worker's memory as they are before compression.
+    """
+
+    def __init__(self, asked: int | None, planes: int) -> None:
+        self.rows = asked or max(1, 1024 // planes)
+        self._asked, self._least = asked, max(1, 64 // planes)
+        self._seen_rows = self._seen_bytes = self._seen_raw_bytes = 0
+
+    def saw(self, landed: Landed, work_s: float) -> None:
+        """Files landed; `work_s` is the time since the first were begun, as far as they were made one after another."""
+        self._seen_rows += landed.written.rows
+        self._seen_bytes += landed.written.size_bytes
+        self._seen_raw_bytes += landed.raw_bytes
+        if self._asked is None and self._seen_rows:
+            by_file = _FILE_BYTES * self._seen_rows / max(self._seen_bytes, 1)
+            by_memory = _RAW_BYTES * self._seen_rows / max(self._seen_raw_bytes, 1)
+            by_work = _FILE_WORK_S * self._seen_rows / max(work_s, 1e-3)
+            self.rows = int(max(self._least, min(by_file, by_memory, by_work)))
 
 
 @dataclass(frozen=True)
@@ -52,15 +82,12 @@ class SegmentStream:
 
     def run(self, pending: np.ndarray, attempt_uri: str) -> Iterator[Landed]:
         """Do the regions of a bitmap (bool, one a region of the manifest)."""
-        rows_per_file, planes = self.config.rows_per_file, self.columns.planes
+        rows_per_file = FileSize(self.config.rows_per_file, self.columns.planes)
+        begun_s = time.monotonic()
         for units, count in self.slices(pending):
-            started_s, rows, size_bytes = time.monotonic(), 0, 0
-            for landed in self._landed(units, pending, count, rows_per_file or max(1, 1024 // planes), attempt_uri):
+            for landed in self._landed(units, pending, count, rows_per_file.rows, attempt_uri):
                 yield landed
-                rows, size_bytes = rows + landed.written.rows, size_bytes + landed.written.size_bytes
-            if self.config.rows_per_file is None and rows:
-                by_work = rows / (time.monotonic() - started_s) * _FILE_WORK_S
-                rows_per_file = int(max(1, 64 // planes, min(_FILE_BYTES / max(size_bytes / rows, 1), by_work)))
+                rows_per_file.saw(landed, time.monotonic() - begun_s)
 
     def predicted(self) -> list[int]:
         """Regions that the actors have done so far, and how many of them failed; files follow minutes later."""
@@ -91,7 +118,7 @@ class SegmentStream:
         from ray.data import ActorPoolStrategy
 
         columns = [name for name in self.columns.results.names if name in self.manifest.columns]
-        rows_per_block = int(np.clip(count // (4 * self.num_predictors), 1, max(1, 64 // self.columns.planes)))
+        block = rows_per_block(count, self.num_predictors, self.columns.planes)
         on_gpu = self.predict.device == "cuda"
         # not read_parquet: Ray 2.60 starts 32 actors to read the footers of one small file
         data: Any = ray.data.from_arrow([pa.Table.from_pylist([vars(unit)]) for unit in units])
@@ -101,7 +128,7 @@ class SegmentStream:
             batch_size=None,
             batch_format="pyarrow",
         )
-        data = data.repartition(target_num_rows_per_block=rows_per_block)
+        data = data.repartition(target_num_rows_per_block=block)
         if on_gpu:  # a network of a GPU is fed from CPU workers
             data = data.map_batches(
                 read_pixels,  # type: ignore[arg-type]
@@ -120,7 +147,7 @@ class SegmentStream:
                 self.suspects,
             ),
             compute=ActorPoolStrategy(size=self.num_predictors),
-            batch_size=rows_per_block,
+            batch_size=block,
             batch_format="pyarrow",
             num_cpus=1,
             num_gpus=1 if on_gpu else None,
@@ -182,4 +209,4 @@ def land(table: pa.Table, attempt_uri: str) -> Landed:
     begin_s = time.monotonic()
     rows, blocks = without_times(table)
     written = write_rows(rows, attempt_uri)
-    return Landed(written, blocks, time.monotonic() - begin_s)
+    return Landed(written, blocks, time.monotonic() - begin_s, table.nbytes)

@@ -37,7 +37,7 @@ def test_the_driver_is_killed_before_each_kind_of_step(jobs: Runs, undisturbed: 
         case.audit(output, undisturbed.rows)
 
 
-@pytest.mark.parametrize("where", ["on Ray", "short run without Ray"])
+@pytest.mark.parametrize("where", ["on Ray", "without Ray"])
 def test_the_driver_is_killed_at_random_moments(
     make_jobs: MakeJobs, pictures: Path, slow_pictures: Path, undisturbed: Undisturbed, where: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""A few hundred pictures on one machine: without Ray, and with it once a process dies."""
+"""One machine: without Ray, and with it once a process dies."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def arguments(pictures: dict[str, Any], checkpoint: str, output: Path) -> list[o
     return [*args, "--max-failure-rate", "1"]
 
 
-def test_a_short_run_does_not_start_ray(
+def test_a_machine_alone_does_not_start_ray(
     checkpoint: str, pictures: dict[str, Any], tmp_path: Path, run_job: Callable[..., Finished]
 ) -> None:
     # a Ray that cannot be imported: what needs it would fail
@@ -102,9 +102,9 @@ def test_no_process_outlives_a_killed_driver(checkpoint: str, pictures: dict[str
         end(job, group=True)
 
 
-@pytest.mark.parametrize("short_run", [500, 0])
+@pytest.mark.parametrize("runner", ["processes", "ray"])
 def test_a_network_that_cannot_be_built_is_bad_input(
-    short_run: int, checkpoint: str, pictures: dict[str, Any], tmp_path: Path, run_job: Callable[..., Finished]
+    runner: str, checkpoint: str, pictures: dict[str, Any], tmp_path: Path, run_job: Callable[..., Finished]
 ) -> None:
     copy = tmp_path / "checkpoint"
     copy.mkdir()
@@ -112,7 +112,7 @@ def test_a_network_that_cannot_be_built_is_bad_input(
         (copy / file.name).write_bytes(file.read_bytes())
     description = json.loads((copy / "model.json").read_text())
     (copy / "model.json").write_text(json.dumps(description | {"model": "lightwait"}))
-    args = [*arguments(pictures, str(copy), tmp_path / "out"), "--short-run", short_run]
+    args = [*arguments(pictures, str(copy), tmp_path / "out"), "--runner", runner]
     done = run_job("segment", *args, timeout_s=200)
     assert done.code == 2 and "did you mean 'lightweight'" in done.stderr.splitlines()[-1], done.stderr
     assert not (tmp_path / "out").exists()

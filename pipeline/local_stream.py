@@ -1,0 +1,156 @@
+"""The stream of a segment run on one machine: predicted in processes of the job's own, without starting Ray.
+
+Where there is no cluster, Ray's start takes longer than a few hundred pictures do, and its processes take some of the
+cores. The same `Segmenter` predicts, and files go the same way to the sink. What kills or hangs one of these processes
+ends them all (`Broken`); what is pending then goes over Ray, which finds the picture that did it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.decode.child import end_with_parent
+from pipeline.errors import PipelineError
+from pipeline.manifest import Manifest
+from pipeline.predict_options import PredictOptions, read_options
+from pipeline.regions import ReadOptions
+from pipeline.schema import Columns
+from pipeline.segment_config import SegmentConfig
+from pipeline.segment_stream import FileSize, Landed, land, rows_per_block
+
+if TYPE_CHECKING:
+    from pipeline.segmenter import Segmenter
+
+_NVIDIA = "/proc/driver/nvidia/version"
+_AHEAD = 2  # files' rows that wait, a predictor
+
+
+class Broken(Exception):
+    """A process died or was ended by its watchdog; what it had not handed over is still pending."""
+
+
+def is_local(config: SegmentConfig, device: str) -> bool:
+    """Whether a run stays in processes of its own: no cluster, and no GPU, which Ray would hand out.
+
+    `device` is that of the run, or "auto".
+    """
+    ray = sys.modules.get("ray")
+    joined = os.environ.get("RAY_ADDRESS") or (ray is not None and ray.is_initialized())
+    on_cpu = device == "cpu" or (device == "auto" and not os.path.exists(_NVIDIA))
+    return config.runner == "processes" or (config.runner == "auto" and on_cpu and not joined)
+
+
+@dataclass
+class LocalStream:
+    """How pending rows become files of an attempt; stands in for `SegmentStream`."""
+
+    config: SegmentConfig
+    manifest: Manifest
+    columns: Columns
+    predict: PredictOptions
+    num_predictors: int
+    num_cores: int
+    _counts: Any = field(default_factory=lambda: multiprocessing.get_context("spawn").RawArray("q", 2))
+
+    def predicted(self) -> list[int]:
+        """Regions that the processes have done so far, and how many of them failed."""
+        return list(self._counts)
+
+    def run(self, pending: np.ndarray, attempt_uri: str) -> Iterator[Landed]:
+        """Do the regions of a bitmap (bool, one a region of the manifest). Raises Broken."""
+        count = int(pending.sum())
+        if not count:
+            return
+        read = read_options(self.config, self.num_predictors, self.num_cores)
+        options = (storage.absolute(self.config.checkpoint), self.predict, read, self.columns)
+        processes = ProcessPoolExecutor(
+            min(self.num_predictors, count),
+            multiprocessing.get_context("spawn"),
+            initializer=_begin,
+            initargs=(os.getpid(), self._counts, options),
+        )
+        rows_per_file = FileSize(self.config.rows_per_file, self.columns.planes)
+        block = rows_per_block(count, self.num_predictors, self.columns.planes)
+        tables = self._tables(pending, count, rows_per_file)
+        under_way: set[Future[Landed]] = set()
+        begun_s = time.monotonic()
+        try:
+            while True:
+                for table in tables:
+                    under_way.add(processes.submit(_segment, table, block, attempt_uri))
+                    if len(under_way) >= _AHEAD * self.num_predictors:
+                        break
+                if not under_way:
+                    return
+                done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+                for future in done:
+                    landed = future.result()
+                    rows_per_file.saw(landed, (time.monotonic() - begun_s) * self.num_predictors)
+                    yield landed
+        except BrokenProcessPool as error:
+            raise Broken(str(error)) from None
+        except BaseException:  # stopped: what is under way is not waited for, as on Ray
+            for process in list((processes._processes or {}).values()):
+                process.kill()
+            raise
+        finally:
+            processes.shutdown(wait=True, cancel_futures=True)
+
+    def _tables(self, pending: np.ndarray, count: int, rows_per_file: FileSize) -> Iterator[pa.Table]:
+        """Pending rows of the manifest in its order, a table for each file to be; smaller ones towards the end."""
+        columns = [name for name in self.columns.results.names if name in self.manifest.columns]
+        left = count
+        for unit in self.manifest.units():
+            here = pending[unit.first_id : unit.first_id + unit.num_rows]
+            if not here.any():
+                continue
+            rows = unit.read(list(dict.fromkeys([*columns, "kind"]))).filter(pa.array(here))
+            while rows.num_rows:
+                # so that all predictors end at about the same time
+                size = max(1, min(rows_per_file.rows, -(-left // (2 * _AHEAD * self.num_predictors))))
+                yield rows.slice(0, size)
+                left -= min(size, rows.num_rows)
+                rows = rows.slice(size)
+
+
+# ---- in a process ----------------------------------------------------------------------------------------------------
+
+_Options = tuple[str, PredictOptions, ReadOptions, Columns]
+_segmenter: Segmenter | PipelineError | None = None
+_counts: Any = None
+
+
+def _begin(parent: int, counts: Any, options: _Options) -> None:
+    global _segmenter, _counts
+    end_with_parent(parent)
+    from pipeline.segmenter import Segmenter
+
+    _counts = counts
+    try:
+        _segmenter = Segmenter(*options)
+    except PipelineError as error:  # the pool would print it and say only that it is broken
+        _segmenter = error
+
+
+def _segment(table: pa.Table, block: int, attempt_uri: str) -> Landed:
+    if isinstance(_segmenter, PipelineError):
+        raise _segmenter
+    assert _segmenter is not None
+    blocks = []
+    for first in range(0, table.num_rows, block):
+        blocks.append(_segmenter(table.slice(first, block)))
+        _counts[0] += blocks[-1].num_rows  # without a lock: they are only shown
+        _counts[1] += sum(status != "ok" for status in blocks[-1]["status"].to_pylist())
+    return land(pa.concat_tables(blocks), attempt_uri)

@@ -16,6 +16,7 @@ import csv
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -90,12 +91,14 @@ class PicturesConfig:
         height: of a picture in px
         width: of a picture in px
         checkpoint: the network (default: one strided convolution)
+        runners: of processes and ray
     """
 
     steps: str = "1000,10000,100000"
     height: int = 32
     width: int = 48
     checkpoint: str | None = None
+    runners: str = "processes,ray"
 
 
 # ---- plan ------------------------------------------------------------------------------------------------------------
@@ -308,17 +311,17 @@ def pictures(config: PicturesConfig) -> None:
 
     with _folder(None) as folder:
         checkpoint = config.checkpoint or make_tiny(Path(folder, "checkpoint"))
-        print(" pictures   wall s  start s  ms each  pictures/s  share  driver MiB")
+        print("   runner  pictures   wall s  start s  ms each  pictures/s  share  driver MiB")
         drawn = 0
-        for step in steps:
+        for step, runner in itertools.product(steps, config.runners.split(",")):
             _draw(f"{folder}/pictures", drawn, step, config.height, config.width)
             drawn = step
             output = f"{folder}/out-{step}"
-            wall_s, driver_mib = _run_job(f"{folder}/pictures", checkpoint, output)
+            wall_s, driver_mib = _run_job(f"{folder}/pictures", checkpoint, output, runner)
             speed = json.loads(Path(output, "_SUCCESS").read_text())["speed"]
             each_ms = 1000 * (wall_s - speed["startup_s"]) / step
             print(
-                f"{step:>9,} {wall_s:>8.1f} {speed['startup_s']:>8.1f} {each_ms:>8.2f} {speed['pictures_per_s']:>11.1f}"
+                f"{runner:>9} {step:>9,} {wall_s:>8.1f} {speed['startup_s']:>8.1f} {each_ms:>8.2f} {speed['pictures_per_s']:>11.1f}"
                 f" {speed['predictor_share']:>6.2f} {driver_mib:>11.0f}",
                 flush=True,
             )
@@ -339,10 +342,10 @@ def _draw(folder: str, begin: int, end: int, height: int, width: int) -> None:
         (target / f"{i:07d}.jpg").write_bytes(kinds[i % len(kinds)])
 
 
-def _run_job(source: str, checkpoint: str, output: str) -> tuple[float, float]:
+def _run_job(source: str, checkpoint: str, output: str, runner: str) -> tuple[float, float]:
     """Wall seconds and the driver's peak resident memory (MiB), read while it runs."""
     command = [sys.executable, str(PROJECT / "jobs" / "segment.py"), "--source", source]
-    command += ["--checkpoint", checkpoint, "--output", output]
+    command += ["--checkpoint", checkpoint, "--output", output, "--runner", runner]
     begin_s, peak_mib = time.monotonic(), 0.0
     with tempfile.TemporaryFile() as log:
         job = subprocess.Popen(command, stdout=log, stderr=log)

@@ -3,7 +3,7 @@
     python benchmarks/throughput.py --pictures CAMVID/train --output runs/throughput
 
 Peers: the predictor alone on pixels in memory (the limit), this job as it runs on one machine and on Ray, a
-hand-written PyTorch DataLoader loop, Ray Data's documented `read_images` recipe as documented and at its best, and Daft.
+hand-written PyTorch DataLoader loop, Ray Data's documented `read_images` recipe as documented and at its best, Daft.
 All use this project's predictor, so that what is compared is what stands around it; one more runs the recipe with plain
 torch, as its page does. Each peer first tries its layouts of processes x threads and keeps the faster one; then they
 take turns, `repeats` times.

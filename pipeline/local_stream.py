@@ -83,7 +83,7 @@ class LocalStream:
         )
         rows_per_file = FileSize(self.config.rows_per_file, self.columns.planes)
         block = rows_per_block(count, self.num_predictors, self.columns.planes)
-        tables = self._tables(pending, count, rows_per_file)
+        tables = self._tables(pending, count, block, rows_per_file)
         under_way: set[Future[Landed]] = set()
         begun_s = time.monotonic()
         try:
@@ -108,7 +108,7 @@ class LocalStream:
         finally:
             processes.shutdown(wait=True, cancel_futures=True)
 
-    def _tables(self, pending: np.ndarray, count: int, rows_per_file: FileSize) -> Iterator[pa.Table]:
+    def _tables(self, pending: np.ndarray, count: int, block: int, rows_per_file: FileSize) -> Iterator[pa.Table]:
         """Pending rows of the manifest in its order, a table for each file to be; smaller ones towards the end."""
         columns = [name for name in self.columns.results.names if name in self.manifest.columns]
         left = count
@@ -119,7 +119,7 @@ class LocalStream:
             rows = unit.read(list(dict.fromkeys([*columns, "kind"]))).filter(pa.array(here))
             while rows.num_rows:
                 # so that all predictors end at about the same time
-                size = max(1, min(rows_per_file.rows, -(-left // (2 * _AHEAD * self.num_predictors))))
+                size = min(rows_per_file.rows, max(block, left // (2 * _AHEAD * self.num_predictors)))
                 yield rows.slice(0, size)
                 left -= min(size, rows.num_rows)
                 rows = rows.slice(size)

@@ -321,8 +321,8 @@ def pictures(config: PicturesConfig) -> None:
             speed = json.loads(Path(output, "_SUCCESS").read_text())["speed"]
             each_ms = 1000 * (wall_s - speed["startup_s"]) / step
             print(
-                f"{runner:>9} {step:>9,} {wall_s:>8.1f} {speed['startup_s']:>8.1f} {each_ms:>8.2f} {speed['pictures_per_s']:>11.1f}"
-                f" {speed['predictor_share']:>6.2f} {driver_mib:>11.0f}",
+                f"{runner:>9} {step:>9,} {wall_s:>8.1f} {speed['startup_s']:>8.1f} {each_ms:>8.2f}"
+                f" {speed['pictures_per_s']:>11.1f} {speed['predictor_share']:>6.2f} {driver_mib:>11.0f}",
                 flush=True,
             )
             shutil.rmtree(output)

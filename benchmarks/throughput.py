@@ -57,7 +57,7 @@ PEERS = {  # name -> script and what it changes in the environment; None: the jo
 }
 FEW = "few"  # the light network on so many pictures that starting up is most of it
 _PICTURES = {  # how many make a dozen seconds of steady state on two cores
-    ("heavy", "480x360"): 20, ("light", "480x360"): 330, ("tiny", "480x360"): 1800, (FEW, "480x360"): 233,
+    ("heavy", "480x360"): 32, ("light", "480x360"): 330, ("tiny", "480x360"): 1800, (FEW, "480x360"): 233,
     ("heavy", "2048x1024"): 6, ("light", "2048x1024"): 32, ("tiny", "2048x1024"): 128,
 }  # fmt: skip
 
@@ -100,9 +100,8 @@ def run(config: ThroughputConfig) -> str:
         for network, size in cells:
             pictures = _collection(Path(config.pictures), output, network, size)
             checkpoint = _checkpoint(output, network)
-            able = [
-                peer for peer in peers if network != "tiny" or "plain" not in peer
-            ]  # it takes one picture a forward
+            # the tiny network is a program that takes one picture at a time
+            able = [peer for peer in peers if network != "tiny" or "plain" not in peer]
             layouts = {peer: _best_layout(peer, pictures, checkpoint, config, output, network, size) for peer in able}
             for _ in range(config.repeats):
                 round_ = time.time()
@@ -169,8 +168,8 @@ def _best_layout(
         if (entry["peer"], entry["network"], entry["size"]) == (peer, network, size):
             return tuple(entry["layout"])
     cores = len(os.sched_getaffinity(0))
-    if PEERS[peer][0] is None or network == FEW:
-        return cores, 1  # the job chooses its threads itself
+    if network == FEW:
+        return cores, 1
     rates = {}
     for layout in dict.fromkeys([(cores, 1), (1, cores)]):
         rates[layout] = _measure(peer, pictures, checkpoint, layout, config.batch, output)["steady"]
@@ -201,7 +200,8 @@ def _measure(
             "--output",
             result,
         ]
-        command += ["--num-predictors", processes, "--batch-size", batch, "--device", "cpu"]
+        command += ["--num-predictors", processes, "--threads", threads, "--batch-size", batch]
+        command += ["--device", "cpu"]
         command += ["--runner", "ray" if "Ray" in peer else "auto"]
     else:
         command = [_PEERS_FOLDER / script, pictures, checkpoint, result, processes, threads, batch]

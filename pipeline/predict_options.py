@@ -50,13 +50,13 @@ def predict_options(config: SegmentConfig, num_gpus: int) -> dict[str, Any]:
         "scales": config.view_scales,
         "keep_confidence": config.confidence,
         "keep_probabilities": config.probabilities,
-        # n actors of one thread beat one of n threads by a fifth on a light network
-        "threads": 1 if device == "cpu" else None,
+        # n predictors of one thread beat one of n by two fifths with a light network; with a heavy one it is the reverse
+        "threads": config.threads or 1 if device == "cpu" else None,
     }
 
 
 def num_predictors(config: SegmentConfig, device: str, num_gpus: int, num_cores: int) -> int:
-    return config.num_predictors or (max(1, num_gpus) if device == "cuda" else num_cores)
+    return config.num_predictors or max(1, num_gpus if device == "cuda" else num_cores // (config.threads or 1))
 
 
 def read_options(config: SegmentConfig, num_predictors: int, num_cores: int) -> ReadOptions:

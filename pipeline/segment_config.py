@@ -49,6 +49,7 @@ class SegmentConfig:
         engine: eager, compiled (needs g++; for pictures of few sizes) or onnx; the faster two run on CPUs
         device: auto, cpu or cuda
         num_predictors: predictor actors (default: one a GPU, or one a physical core)
+        threads: of a predictor on a CPU (default: 1, and a predictor for each core; heavy networks gain from more)
         runner: ray, processes (of this machine alone), or auto: Ray where there is a cluster (RAY_ADDRESS) or a GPU
         max_pixels: larger pictures are not decoded (too_large)
         fetch_deadline_s: of one attempt to fetch a picture
@@ -85,6 +86,7 @@ class SegmentConfig:
     engine: str = "eager"
     device: str = "auto"
     num_predictors: int | None = None
+    threads: int | None = None
     runner: str = "auto"
     max_pixels: int = 100_000_000
     fetch_deadline_s: float = 60.0
@@ -109,6 +111,8 @@ class SegmentConfig:
             hint = nearest(self.mask_format, known) or None
             raise InputError(f"--mask-format: no {self.mask_format!r}", expected=", ".join(known), todo=hint)
         _ = self.view_scales  # raises for what is out of range
+        if self.threads is not None and self.threads < 1:
+            raise InputError("--threads is out of range", found=self.threads, expected="1 or more")
         if self.runner not in ("auto", "processes", "ray"):
             raise InputError("unknown runner", found=self.runner, expected="auto, processes or ray")
         if self.device not in ("auto", "cpu", "cuda"):

@@ -45,7 +45,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
 
 def arguments(pictures: dict[str, Any], checkpoint: str, output: Path) -> list[object]:
     args = ["--source", pictures[""], "--checkpoint", checkpoint, "--output", output, "--num-predictors", "2"]
-    return [*args, "--max-failure-rate", "1"]
+    return [*args, "--threads", "1", "--max-failure-rate", "1"]
 
 
 def test_a_machine_alone_does_not_start_ray(

@@ -455,6 +455,7 @@ def test_a_picture_that_kills_or_hangs_the_predictor_costs_its_own_row(
         ({"--price-per-hour": "-1"}, "out of range"),
         ({"--mask-format": "rel"}, "--mask-format: no 'rel'; expected raw, png, rle, none; did you mean 'rle'"),
         ({"--scales": "1,9"}, "--scales is out of range; found 1,9"),
+        ({"--threads": "0"}, "--threads is out of range"),
         ({"--limit": "0"}, "--limit is out of range"),
         ({"--sample": "10"}, "--sample is out of range"),
         ({"--sample": "1e-12"}, "the sample holds no picture"),

@@ -50,7 +50,7 @@ def predict_options(config: SegmentConfig, num_gpus: int) -> dict[str, Any]:
         "scales": config.view_scales,
         "keep_confidence": config.confidence,
         "keep_probabilities": config.probabilities,
-        # n predictors of one thread beat one of n by two fifths with a light network; with a heavy one it is the reverse
+        # n predictors of one thread beat one of n with a light network by two fifths; with a heavy one it loses as much
         "threads": config.threads or 1 if device == "cpu" else None,
     }
 

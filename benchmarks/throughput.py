@@ -57,7 +57,7 @@ PEERS = {  # name -> script and what it changes in the environment; None: the jo
 }
 FEW = "few"  # the light network on so many pictures that starting up is most of it
 _PICTURES = {  # how many make a dozen seconds of steady state on two cores
-    ("heavy", "480x360"): 32, ("light", "480x360"): 330, ("tiny", "480x360"): 1800, (FEW, "480x360"): 233,
+    ("heavy", "480x360"): 24, ("light", "480x360"): 330, ("tiny", "480x360"): 1800, (FEW, "480x360"): 233,
     ("heavy", "2048x1024"): 6, ("light", "2048x1024"): 32, ("tiny", "2048x1024"): 128,
 }  # fmt: skip
 

@@ -129,6 +129,16 @@ def _setting(variables: dict[str, str]) -> Callable[[], None]:
     return set_variables
 
 
+def cores_of_a_node() -> int:
+    """CPUs of the smallest node that has any: a predictor of so many threads fits everywhere."""
+    import ray
+
+    if not os.environ.get("RAY_ADDRESS"):
+        return os.cpu_count() or 1
+    cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return min((count for count in cpus if count), default=1)
+
+
 def _configure_data() -> None:
     import ray.data
 

@@ -108,7 +108,7 @@ class Work:
 def _how_long(config: SegmentConfig, run: Run, manifest: Manifest, pending: np.ndarray, regions: int) -> list[str]:
     gpus, cores = _machine(config)
     options = run.record.get("predict") or predict_options(config, gpus)
-    predictors = num_predictors(config, options["device"], gpus, cores)
+    predictors = num_predictors(config, options["device"], options["threads"], gpus, cores)
     speed = None if run.fresh else run.record.get("speed")
     if speed:
         rate: float | None = speed["pictures_per_s"] / speed["predictors"] * predictors

@@ -55,8 +55,9 @@ def predict_options(config: SegmentConfig, num_gpus: int) -> dict[str, Any]:
     }
 
 
-def num_predictors(config: SegmentConfig, device: str, num_gpus: int, num_cores: int) -> int:
-    return config.num_predictors or max(1, num_gpus if device == "cuda" else num_cores // (config.threads or 1))
+def num_predictors(config: SegmentConfig, device: str, threads: int | None, num_gpus: int, num_cores: int) -> int:
+    """As asked for, or one a GPU, or as many as the cores have threads for."""
+    return config.num_predictors or max(1, num_gpus if device == "cuda" else num_cores // (threads or 1))
 
 
 def read_options(config: SegmentConfig, num_predictors: int, num_cores: int) -> ReadOptions:

@@ -49,7 +49,7 @@ class SegmentConfig:
         engine: eager, compiled (needs g++; for pictures of few sizes) or onnx; the faster two run on CPUs
         device: auto, cpu or cuda
         num_predictors: predictor actors (default: one a GPU, or one a physical core)
-        threads: of a predictor on a CPU (default: 1, and a predictor for each core; heavy networks gain from more)
+        threads: of a predictor on a CPU (default: found by runs of over 2000, else 1; heavy networks gain from more)
         runner: ray, processes (of this machine alone), or auto: Ray where there is a cluster (RAY_ADDRESS) or a GPU
         max_pixels: larger pictures are not decoded (too_large)
         fetch_deadline_s: of one attempt to fetch a picture

@@ -149,7 +149,7 @@ class SegmentStream:
             compute=ActorPoolStrategy(size=self.num_predictors),
             batch_size=block,
             batch_format="pyarrow",
-            num_cpus=1,
+            num_cpus=1 if on_gpu else self.predict.threads or 1,
             num_gpus=1 if on_gpu else None,
         )
         data = data.map_batches(

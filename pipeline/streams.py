@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from pipeline import cluster, storage
-from pipeline.batch_size import probe
 from pipeline.labels import LabelSet
+from pipeline.layout import Layout, probe
 from pipeline.local_stream import LocalStream, is_local
 from pipeline.manifest import Manifest
 from pipeline.predict_options import PredictOptions, num_predictors, predict_options
 from pipeline.progress import say
+from pipeline.regions import ReadOptions
 from pipeline.run import Run
 from pipeline.schema import Columns
 from pipeline.segment_config import SegmentConfig
@@ -24,9 +25,8 @@ from pipeline.segment_stream import SegmentStream
 from pipeline.sink import metadata
 from pipeline.suspects import start_suspects
 
-_PROBED_FROM = 2000  # regions: looking for the batch size takes a few seconds
+_PROBED_FROM = 2000  # regions: looking for the best layout takes a few seconds
 _PROBED = 8  # pictures
-Found = tuple[int, dict[int, float]] | None
 
 
 @dataclass(frozen=True)
@@ -48,33 +48,37 @@ class Streams:
         """The stream on a cluster or a local Ray, whichever there is."""
         cluster.connect([self.config.output], shared_filesystem=self.config.shared_filesystem)
         gpus, cores = cluster.num_gpus(), cluster.num_cores()
-        predict = self._predict(gpus, _on_a_worker)
-        predictors = num_predictors(self.config, predict.device, gpus, cores)
+        predict = self._predict(gpus, cores, _on_a_worker)
+        predictors = num_predictors(self.config, predict.device, predict.threads, gpus, cores)
         return SegmentStream(self.config, self.manifest, self._columns(), predict, predictors, cores, start_suspects())
 
     def _here(self) -> LocalStream:
         cluster.stop_on_sigterm()
         cluster.calm_threads()
         cores = cluster.num_cores()
-        predict = self._predict(0, _in_a_process)
-        predictors = num_predictors(self.config, predict.device, 0, cores)
+        predict = self._predict(0, cores, _in_a_process)
+        predictors = num_predictors(self.config, predict.device, predict.threads, 0, cores)
         return LocalStream(self.config, self.manifest, self._columns(), predict, predictors, cores)
 
-    def _predict(self, num_gpus: int, run_probe: Callable[..., Found]) -> PredictOptions:
+    def _predict(self, num_gpus: int, num_cores: int, run_probe: Callable[..., Layout | None]) -> PredictOptions:
         """What the run began with, or begins with now."""
         fresh = "predict" not in self.run.record
         if fresh:
             self.run.remember(predict=predict_options(self.config, num_gpus))
         predict = PredictOptions(**self.run.record["predict"], deadline_s=self.config.predict_deadline_s)
-        if fresh and self.config.batch_size is None and predict.engine == "eager" and self.ids.size > _PROBED_FROM:
-            rows = self.manifest.sampled(self.ids, _PROBED)
-            found = run_probe(storage.absolute(self.config.checkpoint), predict, self.config.read_options, rows)
-            if found is not None:
-                size, rates = found
-                say(f"batch size {size}: " + ", ".join(f"{rate:.1f} pictures/s at {n}" for n, rate in rates.items()))
-                self.run.remember(predict=self.run.record["predict"] | {"batch_size": size})
-                predict = replace(predict, batch_size=size)
-        return predict
+        asked = self.config.batch_size is not None or predict.engine != "eager"
+        if not fresh or asked or self.ids.size <= _PROBED_FROM:
+            return predict
+        own_threads = predict.device == "cpu" and self.config.threads is None and self.config.num_predictors is None
+        rows = self.manifest.sampled(self.ids, _PROBED)
+        checkpoint = storage.absolute(self.config.checkpoint)
+        found = run_probe(checkpoint, predict, self.config.read_options, rows, num_cores if own_threads else 1)
+        if found is None:
+            return predict
+        say(found.told())
+        size, threads = found.batch_size, found.threads
+        self.run.remember(predict=self.run.record["predict"] | {"batch_size": size, "threads": threads})
+        return replace(predict, batch_size=size, threads=threads)
 
     def _columns(self) -> Columns:
         record, mask_format = self.run.record, self.config.mask_format
@@ -83,18 +87,19 @@ class Streams:
         return Columns(tuple(self.manifest.travelling), told, mask_format, planes)
 
 
-def _on_a_worker(checkpoint: str, predict: PredictOptions, *rest: Any) -> Found:
+def _on_a_worker(checkpoint: str, predict: PredictOptions, read: ReadOptions, rows: Any, cores: int) -> Layout | None:
     import ray
 
-    where = ray.remote(num_cpus=1, num_gpus=1 if predict.device == "cuda" else 0, max_retries=0)
+    cores = min(cores, cluster.cores_of_a_node())
+    where = ray.remote(num_cpus=cores, num_gpus=1 if predict.device == "cuda" else 0, max_retries=0)
     try:
-        found: Found = ray.get(where(probe).remote(checkpoint, predict, *rest))
+        found: Layout | None = ray.get(where(probe).remote(checkpoint, predict, read, rows, cores))
     except ray.exceptions.RayError:  # the predictors will meet it too, and know what to do
         return None
     return found
 
 
-def _in_a_process(*arguments: Any) -> Found:
+def _in_a_process(*arguments: Any) -> Layout | None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(probe, *arguments).result()

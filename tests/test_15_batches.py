@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.batch_size import find_batch_size, probe
 from pipeline.checkpoint import save_checkpoint
 from pipeline.labels import CAMVID
+from pipeline.layout import find_batch_size, find_threads, probe
 from pipeline.manifest_writer import build_manifest
 from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
@@ -62,6 +62,22 @@ def test_a_batch_grows_until_memory_or_the_rate_says_no(
     assert max(rates) <= fits and all(isinstance(answer, Exception) is False for answer in predictor.predict([PICTURE]))
 
 
+@pytest.mark.parametrize(("gain", "best"), [(1.0, 4), (0.5, 1)])
+def test_threads_are_taken_while_they_gain_in_proportion(gain: float, best: int) -> None:
+    class Shared(Paced):
+        def forward(self, x: Tensor) -> Tensor:
+            self.forward_s = 0.4 / (1 + gain * (torch.get_num_threads() - 1)) - 0.01 * (gain == 1)
+            return super().forward(x)
+
+    before = torch.get_num_threads()
+    try:
+        predictor = Predictor(Shared(0.0, 0.0, 64), ModelSpec("shared", {}, CAMVID), device="cpu", threads=1)
+        threads, rates = find_threads(predictor, PICTURE, 4)
+        assert threads == best == torch.get_num_threads() and rates.keys() == ({1, 2, 4} if best == 4 else {1, 2})
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(3)
@@ -80,12 +96,11 @@ def manifest_of(folder: Path, sizes: list[tuple[int, int]], tmp_path: Path) -> p
 
 def test_the_batch_size_of_a_run_is_probed_on_its_commonest_shape(checkpoint: str, tmp_path: Path) -> None:
     table = manifest_of(tmp_path / "c", [(40, 60), (64, 96), (64, 96)], tmp_path)
-    found = probe(checkpoint, PredictOptions(device="cpu", threads=1), ReadOptions(), table.to_pylist())
-    assert found is not None
-    size, rates = found
-    assert size in rates and rates[1] > 0
+    found = probe(checkpoint, PredictOptions(device="cpu", threads=1), ReadOptions(), table.to_pylist(), 2)
+    assert found is not None and found.batch_size in found.by_batch_size and found.threads in (1, 2)
+    assert found.by_threads.keys() == {1, 2} and "a predictor (" in found.told()
     gone = [row | {"uri": row["uri"] + ".gone"} for row in table.to_pylist()]
-    assert probe(checkpoint, PredictOptions(device="cpu"), ReadOptions(fetch_retry_s=0), gone) is None
+    assert probe(checkpoint, PredictOptions(device="cpu"), ReadOptions(fetch_retry_s=0), gone, 1) is None
 
 
 def test_pictures_of_one_shape_share_batches_and_rows_keep_their_order(
@@ -119,12 +134,11 @@ def test_decoders_are_started_while_decoding_is_what_is_waited_for(most: int, tm
     rows = manifest_of(tmp_path / "c", [(2000, 2000)] * 6, tmp_path).to_pylist()
     reader = RegionReader(ReadOptions(decoders=most))
     try:
-        until_s = time.monotonic() + 60
-        while time.monotonic() < until_s:
+        until_s, busy_s = time.monotonic() + 60, 0.0
+        while time.monotonic() < until_s and (busy_s < 3 or len(reader._decoders.children) < most):
             for row, region in zip(rows, reader.read(rows), strict=True):
                 assert region.row is row and region.status == "ok"
-            if len(reader._decoders.children) == most and reader.take_busy()["decode"] > 1:
-                break
+            busy_s += reader.take_busy()["decode"]
         assert len(reader._decoders.children) == most
         assert len({child.pid for child in reader._decoders.children if child.pid}) >= most - 1
     finally:

@@ -199,7 +199,7 @@ def test_a_long_run_finds_its_batch_size_and_keeps_it(
     assert segment(config).startswith("4 of 4 regions ok")
     record = storage.read_json(storage.join(config.output, "_run.json"))
     found = record["predict"]["batch_size"]
-    assert f"batch size {found}: " in capsys.readouterr().err
+    assert f"batch size {found} (" in capsys.readouterr().err
     assert segment(replace(config, limit=6)).startswith("6 of 6 regions ok")
     assert storage.read_json(storage.join(config.output, "_run.json"))["predict"] == record["predict"]
     assert "batch size" not in capsys.readouterr().err

@@ -20,7 +20,7 @@ ROOMS = (
     "model_spec checkpoint tiling resizing winners answers engines predictor rle masks import_config import_model sink "
     "increment readers statistics optimizer average event_files train_config "
     "selection validation train_loop train study trials comparison sweep segment_config predict_options "
-    "batch_size pixel_stage suspects segmenter segment_stream local_stream streams forecast segment "
+    "layout pixel_stage suspects segmenter segment_stream local_stream streams forecast segment "
     "predictions truth tally scoring charts report findings evaluate scenes cli"
 ).split()
 

@@ -351,7 +351,7 @@ def _run_job(source: str, checkpoint: str, output: str, runner: str) -> tuple[fl
         job = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             while job.poll() is None:
-                with contextlib.suppress(OSError, TypeError):
+                with contextlib.suppress(OSError):
                     peak_mib = max(peak_mib, _peak_mib(job.pid))
                 time.sleep(0.2)
         finally:
@@ -386,8 +386,7 @@ def _timed(work: Callable[..., str], args: tuple[Any, ...]) -> tuple[float, floa
 
 def _peak_mib(pid: int) -> float:
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+    return int(found[1]) / 1024 if found else 0.0  # a process that has just ended has no memory
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import daft
@@ -41,4 +40,3 @@ if __name__ == "__main__":
     frame = frame.with_column("row", predict(col("path"), col("image")))
     frame = frame.select("path", *(col("row")[name].alias(name) for name in ROW.fields))
     frame.write_parquet(str(job.output), compression="zstd")
-    os._exit(0)  # all is written; Daft's threads now and then abort Python's own end

@@ -45,7 +45,8 @@ from pipeline.labels import CAMVID
 from pipeline.manifest import SUMMARY, Manifest, open_manifest
 from pipeline.manifest_writer import ROWS_PER_GROUP, ROWS_PER_PART, build_manifest
 from pipeline.portion import Portion
-from pipeline.sink import Sink, committed_ids, metadata, put_tables
+from pipeline.prediction_table import committed_ids, metadata
+from pipeline.sink import Sink, put_tables
 from pipeline.statistics import write_statistics
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -196,9 +197,9 @@ def write_predictions(manifest_uri: str, output: str, rows: int, rows_per_file: 
 
 def _planned(manifest_uri: str, output: str) -> str:
     from pipeline.predict_options import PredictOptions
+    from pipeline.ray_stream import RayStream
     from pipeline.schema import Columns
     from pipeline.segment_config import SegmentConfig
-    from pipeline.segment_stream import SegmentStream
 
     manifest = open_manifest(manifest_uri)
     assert manifest is not None
@@ -207,7 +208,7 @@ def _planned(manifest_uri: str, output: str) -> str:
     pending[ids] = True
     pending &= ~committed_ids(output, manifest.num_rows)
     config = SegmentConfig(manifest_uri, "none", output)
-    stream = SegmentStream(config, manifest, Columns(), PredictOptions(), 2, 2, None)
+    stream = RayStream(config, manifest, Columns(), PredictOptions(), 2, 2, None)
     slices = list(stream.slices(pending))
     np.packbits(pending)
     return (

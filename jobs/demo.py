@@ -24,10 +24,10 @@ from pipeline.findings import headline, table  # noqa: E402
 from pipeline.labels import SCENES  # noqa: E402
 from pipeline.masks import colorize  # noqa: E402
 from pipeline.options import parse  # noqa: E402
+from pipeline.prediction_table import read_predictions  # noqa: E402
 from pipeline.progress import duration  # noqa: E402
 from pipeline.scenes import write_scenes  # noqa: E402
 from pipeline.segment import SegmentConfig, segment  # noqa: E402
-from pipeline.sink import read_predictions  # noqa: E402
 from pipeline.train import TrainConfig, train  # noqa: E402
 
 

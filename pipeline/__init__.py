@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.prediction_table import read_predictions
     from pipeline.readers import PredictionsDataset, predictions_dataset, predictions_frame
-    from pipeline.sink import read_predictions
 
 __all__ = ["PredictionsDataset", "predictions_dataset", "predictions_frame", "read_predictions"]
 __version__ = "0.1.0"
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "read_predictions":
-        from pipeline.sink import read_predictions
+        from pipeline.prediction_table import read_predictions
 
         return read_predictions
     if name in __all__:

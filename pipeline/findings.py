@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from pipeline import report, schema, storage
 from pipeline.labels import LabelSet
+from pipeline.prediction_table import mask_of
 from pipeline.predictions import Predictions, read_rows
 from pipeline.regions import ReadOptions, Region, RegionReader
 from pipeline.run import Run
-from pipeline.sink import mask_of
 from pipeline.tally import Tally
 
 TOLD = {

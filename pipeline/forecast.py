@@ -23,11 +23,11 @@ from pipeline.manifest import Manifest, open_manifest
 from pipeline.manifest_job import manifest_of, portion_of, refuse_other_source
 from pipeline.manifest_writer import build_manifest
 from pipeline.predict_options import num_predictors, predict_options
+from pipeline.prediction_table import PREDICTIONS, committed_ids
 from pipeline.progress import duration
 from pipeline.regions import RegionReader
 from pipeline.run import Run, look_at_run
 from pipeline.segment_config import SegmentConfig
-from pipeline.sink import PREDICTIONS, committed_ids
 
 _PROBED = 8  # pictures
 

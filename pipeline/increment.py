@@ -33,9 +33,10 @@ from pipeline.manifest import SUMMARY, Manifest, Unit, key_words, open_manifest,
 from pipeline.manifest_job import manifest_of, portion_of, refuse_other_source
 from pipeline.manifest_writer import build_manifest
 from pipeline.portion import Portion
+from pipeline.prediction_table import committed_files, is_ok
 from pipeline.progress import say
 from pipeline.run import Run, fingerprint
-from pipeline.sink import committed_files, is_ok, put_tables
+from pipeline.sink import put_tables
 
 INCREMENT = "_increment"
 _PLAN = "plan.json"

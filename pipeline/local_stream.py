@@ -20,15 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import storage
 from pipeline.decode.child import end_with_parent
 from pipeline.errors import PipelineError
-from pipeline.manifest import Manifest
-from pipeline.predict_options import PredictOptions, read_options
-from pipeline.regions import ReadOptions
-from pipeline.schema import Columns
 from pipeline.segment_config import SegmentConfig
-from pipeline.segment_stream import FileSize, Landed, land, rows_per_block
+from pipeline.stream import FileSize, Landed, SegmenterArguments, Stream, land
 
 if TYPE_CHECKING:
     from pipeline.segmenter import Segmenter
@@ -52,38 +47,29 @@ def is_local(config: SegmentConfig, device: str) -> bool:
     return config.runner == "processes" or (config.runner == "auto" and on_cpu and not joined)
 
 
-@dataclass
-class LocalStream:
-    """How pending rows become files of an attempt; stands in for `SegmentStream`."""
+@dataclass(frozen=True)
+class LocalStream(Stream):
+    """Over processes of the job's own."""
 
-    config: SegmentConfig
-    manifest: Manifest
-    columns: Columns
-    predict: PredictOptions
-    num_predictors: int
-    num_cores: int
     _counts: Any = field(default_factory=lambda: multiprocessing.get_context("spawn").RawArray("q", 2))
 
     def predicted(self) -> list[int]:
-        """Regions that the processes have done so far, and how many of them failed."""
         return list(self._counts)
 
     def run(self, pending: np.ndarray, attempt_uri: str) -> Iterator[Landed]:
-        """Do the regions of a bitmap (bool, one a region of the manifest). Raises Broken."""
+        """As `Stream.run`. Raises Broken."""
         count = int(pending.sum())
         if not count:
             return
-        read = read_options(self.config, self.num_predictors, self.num_cores)
-        options = (storage.absolute(self.config.checkpoint), self.predict, read, self.columns)
         processes = ProcessPoolExecutor(
             min(self.num_predictors, count),
             multiprocessing.get_context("spawn"),
             initializer=_begin,
-            initargs=(os.getpid(), self._counts, options),
+            initargs=(os.getpid(), self._counts, self.segmenter_arguments),
         )
-        rows_per_file = FileSize(self.config.rows_per_file, self.columns.planes)
-        block = rows_per_block(count, self.num_predictors, self.columns.planes)
-        tables = self._tables(pending, count, block, rows_per_file)
+        file_size = self.file_size()
+        block = self.rows_per_block(count)
+        tables = self._tables(pending, count, block, file_size)
         under_way: set[Future[Landed]] = set()
         begun_s = time.monotonic()
         try:
@@ -97,7 +83,7 @@ class LocalStream:
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 for future in done:
                     landed = future.result()
-                    rows_per_file.saw(landed, (time.monotonic() - begun_s) * self.num_predictors)
+                    file_size.saw(landed, (time.monotonic() - begun_s) * self.num_predictors)
                     yield landed
         except BrokenProcessPool as error:
             raise Broken(str(error)) from None
@@ -108,18 +94,17 @@ class LocalStream:
         finally:
             processes.shutdown(wait=True, cancel_futures=True)
 
-    def _tables(self, pending: np.ndarray, count: int, block: int, rows_per_file: FileSize) -> Iterator[pa.Table]:
+    def _tables(self, pending: np.ndarray, count: int, block: int, file_size: FileSize) -> Iterator[pa.Table]:
         """Pending rows of the manifest in its order, a table for each file to be; smaller ones towards the end."""
-        columns = [name for name in self.columns.results.names if name in self.manifest.columns]
         left = count
         for unit in self.manifest.units():
             here = pending[unit.first_id : unit.first_id + unit.num_rows]
             if not here.any():
                 continue
-            rows = unit.read(list(dict.fromkeys([*columns, "kind"]))).filter(pa.array(here))
+            rows = unit.read(self.columns_read).filter(pa.array(here))
             while rows.num_rows:
                 # so that all predictors end at about the same time
-                size = min(rows_per_file.rows, max(block, left // (2 * _AHEAD * self.num_predictors)))
+                size = min(file_size.rows, max(block, left // (2 * _AHEAD * self.num_predictors)))
                 yield rows.slice(0, size)
                 left -= min(size, rows.num_rows)
                 rows = rows.slice(size)
@@ -127,19 +112,18 @@ class LocalStream:
 
 # ---- in a process ----------------------------------------------------------------------------------------------------
 
-_Options = tuple[str, PredictOptions, ReadOptions, Columns]
 _segmenter: Segmenter | PipelineError | None = None
 _counts: Any = None
 
 
-def _begin(parent: int, counts: Any, options: _Options) -> None:
+def _begin(parent: int, counts: Any, arguments: SegmenterArguments) -> None:
     global _segmenter, _counts
     end_with_parent(parent)
     from pipeline.segmenter import Segmenter
 
     _counts = counts
     try:
-        _segmenter = Segmenter(*options)
+        _segmenter = Segmenter(*arguments)
     except PipelineError as error:  # the pool would print it and say only that it is broken
         _segmenter = error
 

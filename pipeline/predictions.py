@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema, storage
 from pipeline.errors import InputError
-from pipeline.sink import prediction_files, predictions_metadata
+from pipeline.prediction_table import prediction_files, predictions_metadata
 
 _READ_AT_ONCE = 32  # rows with their masks in memory, per worker
 

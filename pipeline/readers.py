@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline import schema, storage
 from pipeline.errors import InputError
-from pipeline.sink import prediction_files, predictions_metadata, with_arrays
+from pipeline.prediction_table import prediction_files, predictions_metadata, with_arrays
 
 if TYPE_CHECKING:
     import pandas

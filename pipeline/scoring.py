@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from pipeline import schema, storage
 from pipeline.labels import LabelSet
 from pipeline.metrics import ConfusionMatrix
+from pipeline.prediction_table import mask_of
 from pipeline.predictions import read_rows
 from pipeline.regions import ReadOptions, Region, shared_reader
-from pipeline.sink import mask_of
 from pipeline.tally import Tally
 from pipeline.truth import find_labels, key_of_path
 

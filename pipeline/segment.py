@@ -1,6 +1,6 @@
 """The segment job: every region of a collection through a network into Parquet, each exactly once.
 
-manifest -> (pending rows) -> fetch, decode, predict -> write (`segment_stream`) -> publish. The driver holds a bit per
+manifest -> (pending rows) -> fetch, decode, predict -> write (`streams`) -> publish. The driver holds a bit per
 region and moves finished files.
 """
 
@@ -19,23 +19,20 @@ from pipeline.errors import PipelineError
 from pipeline.forecast import forecast
 from pipeline.increment import settle, take_increment
 from pipeline.labels import LabelSet
-from pipeline.local_stream import Broken, LocalStream
+from pipeline.local_stream import Broken
 from pipeline.manifest import Manifest
 from pipeline.manifest_job import manifest_of
 from pipeline.model_spec import read_checkpoint, weights_fingerprint
+from pipeline.prediction_table import PREDICTIONS
 from pipeline.progress import Progress, say
 from pipeline.run import Run, open_run
-from pipeline.schema import Columns
 from pipeline.segment_config import SegmentConfig, decisive
-from pipeline.segment_stream import SegmentStream
-from pipeline.sink import PREDICTIONS, Sink, Written, metadata
+from pipeline.sink import Sink, Written
 from pipeline.statistics import write_statistics
-from pipeline.streams import Streams
+from pipeline.streams import Streams, result_columns
 from pipeline.timings import Timings, command_started_at, told
 
 _RATE_LOOKED_AT_FROM = 200  # finished regions
-_PROBED_FROM = 2000  # regions: looking for the batch size takes a few seconds
-_PROBED = 8  # pictures
 
 
 def segment(config: SegmentConfig) -> str:
@@ -68,8 +65,8 @@ def _manifest(config: SegmentConfig, run: Run, label_set: LabelSet) -> Manifest:
         return manifest_of(run, config.source, portion=config.portion)
 
     def results(manifest: Manifest, manifest_fingerprint: str) -> pa.Schema:
-        told = metadata(label_set, run.record["result_fingerprint"], manifest_fingerprint, config.mask_format)
-        return Columns(tuple(manifest.travelling), told).results
+        fingerprints = run.record["result_fingerprint"], manifest_fingerprint
+        return result_columns(config, label_set, manifest, *fingerprints).results
 
     def connect() -> None:
         cluster.connect([config.output], shared_filesystem=config.shared_filesystem)
@@ -120,7 +117,7 @@ class _Job:
         self.config, self.run, self.manifest, self.label_set = config, run, manifest, label_set
         self.ids = ids
         self.streams = Streams(config, run, manifest, label_set, ids)
-        self.stream: SegmentStream | LocalStream = self.streams.open()
+        self.stream = self.streams.open()
         self.timings = Timings(
             started_at, fetch_threads=config.read_options.threads, reads_apart=self.stream.predict.device == "cuda"
         )

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema, storage
-from pipeline.sink import prediction_files
+from pipeline.prediction_table import prediction_files
 
 STATISTICS = "statistics"
 _COLUMNS = "path height width status class_pixels mean_confidence low_confidence_share".split()

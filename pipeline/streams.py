@@ -16,13 +16,14 @@ from pipeline.layout import Layout, probe
 from pipeline.local_stream import LocalStream, is_local
 from pipeline.manifest import Manifest
 from pipeline.predict_options import PredictOptions, num_predictors, predict_options
+from pipeline.prediction_table import metadata
 from pipeline.progress import say
+from pipeline.ray_stream import RayStream
 from pipeline.regions import ReadOptions
 from pipeline.run import Run
 from pipeline.schema import Columns
 from pipeline.segment_config import SegmentConfig
-from pipeline.segment_stream import SegmentStream
-from pipeline.sink import metadata
+from pipeline.stream import Stream
 from pipeline.suspects import start_suspects
 
 _PROBED_FROM = 2000  # regions: looking for the best layout takes a few seconds
@@ -39,18 +40,23 @@ class Streams:
     label_set: LabelSet
     ids: np.ndarray
 
-    def open(self) -> SegmentStream | LocalStream:
+    @property
+    def columns(self) -> Columns:
+        fingerprints = self.run.record["result_fingerprint"], self.run.record["manifest_fingerprint"]
+        return result_columns(self.config, self.label_set, self.manifest, *fingerprints)
+
+    def open(self) -> Stream:
         """The stream that fits; joins or starts Ray where that is the one of Ray."""
         device = self.run.record.get("predict", {}).get("device", self.config.device)
         return self._here() if is_local(self.config, device) else self.on_ray()
 
-    def on_ray(self) -> SegmentStream:
+    def on_ray(self) -> RayStream:
         """The stream on a cluster or a local Ray, whichever there is."""
         cluster.connect([self.config.output], shared_filesystem=self.config.shared_filesystem)
         gpus, cores = cluster.num_gpus(), cluster.num_cores()
         predict = self._predict(gpus, cores, _on_a_worker)
         predictors = num_predictors(self.config, predict.device, predict.threads, gpus, cores)
-        return SegmentStream(self.config, self.manifest, self._columns(), predict, predictors, cores, start_suspects())
+        return RayStream(self.config, self.manifest, self.columns, predict, predictors, cores, start_suspects())
 
     def _here(self) -> LocalStream:
         cluster.stop_on_sigterm()
@@ -58,7 +64,7 @@ class Streams:
         cores = cluster.num_cores()
         predict = self._predict(0, cores, _in_a_process)
         predictors = num_predictors(self.config, predict.device, predict.threads, 0, cores)
-        return LocalStream(self.config, self.manifest, self._columns(), predict, predictors, cores)
+        return LocalStream(self.config, self.manifest, self.columns, predict, predictors, cores)
 
     def _predict(self, num_gpus: int, num_cores: int, run_probe: Callable[..., Layout | None]) -> PredictOptions:
         """What the run began with, or begins with now."""
@@ -80,11 +86,14 @@ class Streams:
         self.run.remember(predict=self.run.record["predict"] | {"batch_size": size, "threads": threads})
         return replace(predict, batch_size=size, threads=threads)
 
-    def _columns(self) -> Columns:
-        record, mask_format = self.run.record, self.config.mask_format
-        told = metadata(self.label_set, record["result_fingerprint"], record["manifest_fingerprint"], mask_format)
-        planes = 1 + self.label_set.num_classes * self.config.probabilities
-        return Columns(tuple(self.manifest.travelling), told, mask_format, planes)
+
+def result_columns(
+    config: SegmentConfig, label_set: LabelSet, manifest: Manifest, result_fingerprint: str, manifest_fingerprint: str
+) -> Columns:
+    """The columns of a run's predictions."""
+    told = metadata(label_set, result_fingerprint, manifest_fingerprint, config.mask_format)
+    planes = 1 + label_set.num_classes * config.probabilities
+    return Columns(tuple(manifest.travelling), told, config.mask_format, planes)
 
 
 def _on_a_worker(checkpoint: str, predict: PredictOptions, read: ReadOptions, rows: Any, cores: int) -> Layout | None:

@@ -19,8 +19,9 @@ from pipeline.labels import CAMVID
 from pipeline.manifest import Manifest, key_words, open_manifest, region_key
 from pipeline.manifest_job import manifest_of
 from pipeline.portion import Portion
+from pipeline.prediction_table import committed_ids, metadata
 from pipeline.run import Run, open_run
-from pipeline.sink import Sink, committed_ids, metadata, write_rows
+from pipeline.sink import Sink, write_rows
 
 
 def columns(manifest: Manifest, fingerprint: str) -> pa.Schema:

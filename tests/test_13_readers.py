@@ -16,7 +16,8 @@ from pipeline.errors import InputError
 from pipeline.labels import CAMVID
 from pipeline.manifest import region_key
 from pipeline.masks import MASK_FORMATS, encode_mask
-from pipeline.sink import Sink, metadata, write_rows
+from pipeline.prediction_table import metadata
+from pipeline.sink import Sink, write_rows
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "reading.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)

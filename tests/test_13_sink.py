@@ -14,7 +14,8 @@ from pipeline import read_predictions, schema, storage
 from pipeline.errors import InputError, PipelineError
 from pipeline.labels import CAMVID
 from pipeline.manifest import region_key
-from pipeline.sink import Sink, metadata, predictions_metadata, write_rows
+from pipeline.prediction_table import metadata, predictions_metadata
+from pipeline.sink import Sink, write_rows
 
 
 @pytest.fixture(params=["local", "s3"])

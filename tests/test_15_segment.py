@@ -30,6 +30,7 @@ from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
 from pipeline.options import parse
 from pipeline.predict_options import PredictOptions
+from pipeline.prediction_table import prediction_files
 from pipeline.predictions import Predictions
 from pipeline.predictor import Predictor
 from pipeline.regions import ReadOptions
@@ -37,7 +38,6 @@ from pipeline.schema import Columns
 from pipeline.segment import segment
 from pipeline.segment_config import SegmentConfig
 from pipeline.segmenter import Segmenter
-from pipeline.sink import prediction_files
 from pipeline.suspects import start_suspects
 from pipeline.timings import Timings, told
 

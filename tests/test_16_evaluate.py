@@ -22,8 +22,8 @@ from pipeline.labels import LabelSet, load_label_set
 from pipeline.manifest import region_key
 from pipeline.manifest_writer import build_manifest
 from pipeline.metrics import ConfusionMatrix
+from pipeline.prediction_table import metadata
 from pipeline.predictions import Predictions, plan_units, read_rows
-from pipeline.sink import metadata
 from pipeline.tally import Tally
 from pipeline.truth import build_index, find_labels, key_of_path
 

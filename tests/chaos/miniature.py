@@ -19,8 +19,9 @@ from pipeline.labels import CAMVID
 from pipeline.manifest import Manifest
 from pipeline.manifest_job import manifest_of
 from pipeline.portion import Portion
+from pipeline.prediction_table import metadata
 from pipeline.run import open_run
-from pipeline.sink import Sink, metadata, write_rows
+from pipeline.sink import Sink, write_rows
 from pipeline.statistics import write_statistics
 
 ROWS_PER_FILE = 4

@@ -1,7 +1,4 @@
-"""The stream of a segment run on Ray Data: pending rows of the manifest -> read, predict -> whole files written.
-
-What comes back to the driver is one small `Written` a file, with the times of the blocks in it.
-"""
+"""The stream of a segment run on Ray Data: pending rows of the manifest -> read, predict -> whole files written."""
 
 from __future__ import annotations
 
@@ -13,84 +10,29 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import storage
 from pipeline.errors import PipelineError
-from pipeline.manifest import Manifest, Unit
+from pipeline.manifest import Unit
 from pipeline.pixel_stage import read_pixels
-from pipeline.predict_options import PredictOptions, read_options
-from pipeline.regions import ReadOptions
-from pipeline.schema import Columns
-from pipeline.segment_config import SegmentConfig
-from pipeline.sink import Written, write_rows
-from pipeline.timings import without_times
+from pipeline.stream import Landed, SegmenterArguments, Stream, land
 
 _ROWS_PER_SLICE = 1_000_000  # one Dataset keeps a record per block for as long as it lives
-_FILE_BYTES = 128 * 2**20
-_FILE_WORK_S = 300.0
-_RAW_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
-class Landed:
-    """One task's files, and what the blocks in them took."""
+class RayStream(Stream):
+    """Over the actors of a cluster, or of a local Ray; `suspects` is a handle of the register of that name."""
 
-    written: Written
-    blocks: list[dict[str, Any]]  # `timings.TIMES`
-    write_s: float
-    raw_bytes: int  # of the rows in memory
-
-
-def rows_per_block(count: int, num_predictors: int, planes: int) -> int:
-    """How many of `count` rows a predictor takes at once; `planes` as in `Columns`."""
-    return int(np.clip(count // (4 * num_predictors), 1, max(1, 64 // planes)))
-
-
-class FileSize:
-    """How many rows a file gets: as asked for, or by what was seen of earlier files.
-
-    128 MiB or five minutes of work, and no more than fit into a worker's memory as they are before compression.
-    """
-
-    def __init__(self, asked: int | None, planes: int) -> None:
-        self.rows = asked or max(1, 1024 // planes)
-        self._asked, self._least = asked, max(1, 64 // planes)
-        self._seen_rows = self._seen_bytes = self._seen_raw_bytes = 0
-
-    def saw(self, landed: Landed, work_s: float) -> None:
-        """Files landed; `work_s` is the time since the first were begun, as far as they were made one after another."""
-        self._seen_rows += landed.written.rows
-        self._seen_bytes += landed.written.size_bytes
-        self._seen_raw_bytes += landed.raw_bytes
-        if self._asked is None and self._seen_rows:
-            by_file = _FILE_BYTES * self._seen_rows / max(self._seen_bytes, 1)
-            by_memory = _RAW_BYTES * self._seen_rows / max(self._seen_raw_bytes, 1)
-            by_work = _FILE_WORK_S * self._seen_rows / max(work_s, 1e-3)
-            self.rows = int(max(self._least, min(by_file, by_memory, by_work)))
-
-
-@dataclass(frozen=True)
-class SegmentStream:
-    """How pending rows become files of an attempt."""
-
-    config: SegmentConfig
-    manifest: Manifest
-    columns: Columns
-    predict: PredictOptions
-    num_predictors: int
-    num_cores: int
     suspects: Any
 
     def run(self, pending: np.ndarray, attempt_uri: str) -> Iterator[Landed]:
-        """Do the regions of a bitmap (bool, one a region of the manifest)."""
-        rows_per_file = FileSize(self.config.rows_per_file, self.columns.planes)
+        file_size = self.file_size()
         begun_s = time.monotonic()
         for units, count in self.slices(pending):
-            for landed in self._landed(units, pending, count, rows_per_file.rows, attempt_uri):
+            for landed in self._landed(units, pending, count, file_size.rows, attempt_uri):
                 yield landed
-                rows_per_file.saw(landed, time.monotonic() - begun_s)
+                file_size.saw(landed, time.monotonic() - begun_s)
 
     def predicted(self) -> list[int]:
-        """Regions that the actors have done so far, and how many of them failed; files follow minutes later."""
         import ray
 
         done: list[int] = ray.get(self.suspects.done.remote(), timeout=10)
@@ -117,14 +59,13 @@ class SegmentStream:
         import ray
         from ray.data import ActorPoolStrategy
 
-        columns = [name for name in self.columns.results.names if name in self.manifest.columns]
-        block = rows_per_block(count, self.num_predictors, self.columns.planes)
+        block = self.rows_per_block(count)
         on_gpu = self.predict.device == "cuda"
         # not read_parquet: Ray 2.60 starts 32 actors to read the footers of one small file
         data: Any = ray.data.from_arrow([pa.Table.from_pylist([vars(unit)]) for unit in units])
         data = data.map_batches(
             _read_pending,  # type: ignore[arg-type]  # Ray's own types leave keyword arguments out
-            fn_kwargs={"bitmap": ray.put(np.packbits(pending)), "columns": list(dict.fromkeys([*columns, "kind"]))},
+            fn_kwargs={"bitmap": ray.put(np.packbits(pending)), "columns": self.columns_read},
             batch_size=None,
             batch_format="pyarrow",
         )
@@ -139,13 +80,7 @@ class SegmentStream:
             )
         data = data.map_batches(
             _Predict,
-            fn_constructor_args=(
-                storage.absolute(self.config.checkpoint),
-                self.predict,
-                read_options(self.config, self.num_predictors, self.num_cores),
-                self.columns,
-                self.suspects,
-            ),
+            fn_constructor_args=(self.segmenter_arguments, self.suspects),
             compute=ActorPoolStrategy(size=self.num_predictors),
             batch_size=block,
             batch_format="pyarrow",
@@ -171,14 +106,12 @@ class SegmentStream:
 class _Predict:
     """A `Segmenter`, made in the actor's process: the driver and the other workers need not load torch."""
 
-    def __init__(
-        self, checkpoint: str, predict: PredictOptions, read: ReadOptions, columns: Columns, suspects: Any
-    ) -> None:
+    def __init__(self, arguments: SegmenterArguments, suspects: Any) -> None:
         from pipeline.segmenter import Segmenter
 
         self._error: PipelineError | None = None
         try:
-            self._segmenter = Segmenter(checkpoint, predict, read, columns, suspects)
+            self._segmenter = Segmenter(*arguments, suspects)
         except PipelineError as error:
             # Ray tells the driver a text, the register keeps the error; an actor that dies here is started again
             self._error = error
@@ -202,11 +135,3 @@ def _read_pending(units: pa.Table, bitmap: Any, columns: list[str]) -> pa.Table:
 
 def _land(table: pa.Table, attempt_uri: str) -> dict[str, list[Any]]:
     return {"landed": [land(table, attempt_uri)]}
-
-
-def land(table: pa.Table, attempt_uri: str) -> Landed:
-    """Put a segmenter's rows as whole files into an attempt's folder."""
-    begin_s = time.monotonic()
-    rows, blocks = without_times(table)
-    written = write_rows(rows, attempt_uri)
-    return Landed(written, blocks, time.monotonic() - begin_s, table.nbytes)

@@ -79,7 +79,23 @@ def backbone_weights(data_dir: Path) -> Path:
     return path
 
 
-# ---- networks from elsewhere --------------------------------------------------------------------------------------
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint of `lightweight` with random weights, 11 classes."""
+    import torch
+
+    from pipeline.checkpoint import save_checkpoint
+    from pipeline.labels import CAMVID
+    from pipeline.model_spec import ModelSpec
+    from pipeline.models import build_model
+
+    torch.manual_seed(3)
+    uri = str(tmp_path_factory.mktemp("checkpoint"))
+    save_checkpoint(uri, build_model("lightweight", num_classes=11), ModelSpec("lightweight", {}, CAMVID))
+    return uri
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.checkpoint import save_checkpoint
 from pipeline.labels import CAMVID
 from pipeline.layout import find_batch_size, find_threads, probe
 from pipeline.manifest_writer import build_manifest
 from pipeline.model_spec import ModelSpec
-from pipeline.models import build_model
 from pipeline.predict_options import PredictOptions
 from pipeline.predictor import Predictor
 from pipeline.regions import ReadOptions, RegionReader
@@ -78,14 +76,6 @@ def test_threads_are_taken_while_they_gain_in_proportion(gain: float, best: int)
         torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(3)
-    uri = str(tmp_path_factory.mktemp("checkpoint"))
-    save_checkpoint(uri, build_model("lightweight", num_classes=11), ModelSpec("lightweight", {}, CAMVID))
-    return uri
-
-
 def manifest_of(folder: Path, sizes: list[tuple[int, int]], tmp_path: Path) -> pa.Table:
     folder.mkdir()
     for i, (height, width) in enumerate(sizes):
@@ -94,22 +84,22 @@ def manifest_of(folder: Path, sizes: list[tuple[int, int]], tmp_path: Path) -> p
     return build_manifest(str(folder), str(tmp_path / "manifest")).table()
 
 
-def test_the_batch_size_of_a_run_is_probed_on_its_commonest_shape(checkpoint: str, tmp_path: Path) -> None:
+def test_the_batch_size_of_a_run_is_probed_on_its_commonest_shape(untrained: str, tmp_path: Path) -> None:
     table = manifest_of(tmp_path / "c", [(40, 60), (64, 96), (64, 96)], tmp_path)
-    found = probe(checkpoint, PredictOptions(device="cpu", threads=1), ReadOptions(), table.to_pylist(), 2)
+    found = probe(untrained, PredictOptions(device="cpu", threads=1), ReadOptions(), table.to_pylist(), 2)
     assert found is not None and found.batch_size in found.by_batch_size and found.threads in (1, 2)
     assert found.by_threads.keys() == {1, 2} and "a predictor (" in found.told()
     gone = [row | {"uri": row["uri"] + ".gone"} for row in table.to_pylist()]
-    assert probe(checkpoint, PredictOptions(device="cpu"), ReadOptions(fetch_retry_s=0), gone, 1) is None
+    assert probe(untrained, PredictOptions(device="cpu"), ReadOptions(fetch_retry_s=0), gone, 1) is None
 
 
 def test_pictures_of_one_shape_share_batches_and_rows_keep_their_order(
-    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    untrained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = [[(40, 60), (64, 96), (33, 47)][i % 3] for i in range(20)]
     table = manifest_of(tmp_path / "c", sizes, tmp_path)
     (tmp_path / "c" / "004.png").unlink()
-    segmenter = Segmenter(checkpoint, PredictOptions(device="cpu", threads=1, batch_size=3), ReadOptions(), Columns())
+    segmenter = Segmenter(untrained, PredictOptions(device="cpu", threads=1, batch_size=3), ReadOptions(), Columns())
     batches: list[list[tuple[int, ...]]] = []
     real = segmenter.predictor.predict
 
@@ -123,7 +113,7 @@ def test_pictures_of_one_shape_share_batches_and_rows_keep_their_order(
     assert [row["status"] for row in rows] == ["changed" if i == 4 else "ok" for i in range(20)]
     assert all(len(set(batch)) <= 1 for batch in batches)
     assert sorted(len(batch) for batch in batches) == [0, 1, 3, 3, 3, 3, 3, 3], "7, 6 and 6 pictures in batches of 3"
-    alone = Segmenter(checkpoint, PredictOptions(device="cpu", threads=1, batch_size=3), ReadOptions(), Columns())
+    alone = Segmenter(untrained, PredictOptions(device="cpu", threads=1, batch_size=3), ReadOptions(), Columns())
     for i in (0, 7, 19):
         assert alone(table.slice(i, 1)).to_pylist()[0]["mask"] == rows[i]["mask"]
 

@@ -12,24 +12,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
 from conftest import Finished, end, start_job, wait_until
 from PIL import Image
 
 from pipeline import read_predictions
-from pipeline.checkpoint import save_checkpoint
-from pipeline.labels import CAMVID
-from pipeline.model_spec import ModelSpec
-from pipeline.models import build_model
 from pipeline.predictor import Predictor
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(3)
-    uri = str(tmp_path_factory.mktemp("checkpoint"))
-    save_checkpoint(uri, build_model("lightweight", num_classes=11), ModelSpec("lightweight", {}, CAMVID))
-    return uri
 
 
 @pytest.fixture(scope="module")
@@ -43,35 +30,35 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     return {"": folder, **drawn}  # type: ignore[dict-item]
 
 
-def arguments(pictures: dict[str, Any], checkpoint: str, output: Path) -> list[object]:
-    args = ["--source", pictures[""], "--checkpoint", checkpoint, "--output", output, "--num-predictors", "2"]
+def arguments(pictures: dict[str, Any], untrained: str, output: Path) -> list[object]:
+    args = ["--source", pictures[""], "--checkpoint", untrained, "--output", output, "--num-predictors", "2"]
     return [*args, "--threads", "1", "--max-failure-rate", "1"]
 
 
 def test_a_machine_alone_does_not_start_ray(
-    checkpoint: str, pictures: dict[str, Any], tmp_path: Path, run_job: Callable[..., Finished]
+    untrained: str, pictures: dict[str, Any], tmp_path: Path, run_job: Callable[..., Finished]
 ) -> None:
     # a Ray that cannot be imported: what needs it would fail
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "__init__.py").write_text("raise ImportError('Ray was wanted')")
     output = tmp_path / "out"
-    done = run_job("segment", *arguments(pictures, checkpoint, output), env={"PYTHONPATH": str(tmp_path)})
+    done = run_job("segment", *arguments(pictures, untrained, output), env={"PYTHONPATH": str(tmp_path)})
     assert done.code == 0, done.stderr
     assert "24 of 25 regions ok, 1 failed (1 decode_error)" in done.stdout and "start-up: " in done.stderr
     rows = {row["path"]: row for row in read_predictions(str(output))}
     assert rows.keys() == pictures.keys() - {""} | {"broken.png"}
     from pipeline.checkpoint import load_checkpoint
 
-    predictor = Predictor(*load_checkpoint(checkpoint), device="cpu", threads=1)
+    predictor = Predictor(*load_checkpoint(untrained), device="cpu", threads=1)
     for name in list(pictures)[1::6]:
         (alone,) = predictor.predict([pictures[name]])
         assert not isinstance(alone, Exception) and np.array_equal(rows[name]["mask"], alone.class_map)
-    again = run_job("segment", *arguments(pictures, checkpoint, output), env={"PYTHONPATH": str(tmp_path)})
+    again = run_job("segment", *arguments(pictures, untrained, output), env={"PYTHONPATH": str(tmp_path)})
     assert again.code == 0 and again.stdout.startswith("complete: 24 of 25")
 
 
-def test_ray_takes_over_where_a_process_dies(checkpoint: str, pictures: dict[str, Any], tmp_path: Path) -> None:
-    job = start_job("segment", *arguments(pictures, checkpoint, tmp_path / "out"), "--rows-per-file", 1)
+def test_ray_takes_over_where_a_process_dies(untrained: str, pictures: dict[str, Any], tmp_path: Path) -> None:
+    job = start_job("segment", *arguments(pictures, untrained, tmp_path / "out"), "--rows-per-file", 1)
     try:
         driver = psutil.Process(job.pid)
 
@@ -88,8 +75,8 @@ def test_ray_takes_over_where_a_process_dies(checkpoint: str, pictures: dict[str
     assert len(list(read_predictions(str(tmp_path / "out")))) == 25
 
 
-def test_no_process_outlives_a_killed_driver(checkpoint: str, pictures: dict[str, Any], tmp_path: Path) -> None:
-    job = start_job("segment", *arguments(pictures, checkpoint, tmp_path / "out"))
+def test_no_process_outlives_a_killed_driver(untrained: str, pictures: dict[str, Any], tmp_path: Path) -> None:
+    job = start_job("segment", *arguments(pictures, untrained, tmp_path / "out"))
     try:
         driver = psutil.Process(job.pid)
         wait_until(lambda: len(driver.children()) >= 2, seconds=60, what="processes that predict", process=job)
@@ -104,11 +91,11 @@ def test_no_process_outlives_a_killed_driver(checkpoint: str, pictures: dict[str
 
 @pytest.mark.parametrize("runner", ["processes", "ray"])
 def test_a_network_that_cannot_be_built_is_bad_input(
-    runner: str, checkpoint: str, pictures: dict[str, Any], tmp_path: Path, run_job: Callable[..., Finished]
+    runner: str, untrained: str, pictures: dict[str, Any], tmp_path: Path, run_job: Callable[..., Finished]
 ) -> None:
     copy = tmp_path / "checkpoint"
     copy.mkdir()
-    for file in Path(checkpoint).iterdir():
+    for file in Path(untrained).iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     description = json.loads((copy / "model.json").read_text())
     (copy / "model.json").write_text(json.dumps(description | {"model": "lightwait"}))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.decode.child import DecodeChild
-from pipeline.decode.picture import MAX_PIXELS
 
 _LOOKED_AT_EVERY_S = 1.0
 _WAITING, _BUSY = 0.2, 0.75  # shares of the time from which on one more pays
@@ -29,18 +28,11 @@ class DecodePool:
         self._seen_busy_s = 0.0
         self._taken_s = 0.0
 
-    def decode(
-        self,
-        data: bytes,
-        kind: Literal["picture", "label"] = "picture",
-        *,
-        max_pixels: int = MAX_PIXELS,
-        deadline_s: float = 30.0,
-    ) -> np.ndarray:
+    def decode(self, data: bytes, kind: Literal["picture", "label"] = "picture", **limits: Any) -> np.ndarray:
         """As `DecodeChild.decode`, in whichever is free."""
         child = self._idle.get()
         try:
-            return child.decode(data, kind, max_pixels=max_pixels, deadline_s=deadline_s)
+            return child.decode(data, kind, **limits)
         finally:
             self._idle.put(child)
 

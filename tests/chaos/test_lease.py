@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from chaos.audit import Rows
-from chaos.drivers import Drivers, Runs
+from chaos.drivers import Driver, Drivers, Runs
 from chaos.miniature import miniature_job
 from chaos.record import recorded
-from chaos.steps import Halt
 from chaos.test_commit import ELSEWHERE
 
 STEP = ("replace predictions/ok", 3)
@@ -24,17 +23,19 @@ def miniature(drivers: Drivers, small_collection: Path, folder: Path) -> Runs:
     return Runs(drivers, miniature_job, folder, {"source": small_collection})
 
 
-def reached(halt: Halt) -> bool:
-    return halt.step in halt.steps()
+def stopped(miniature: Runs, output: str) -> Driver:
+    """A driver that sleeps (SIGSTOP) before a commit: alive, and it says nothing."""
+    halt = miniature.halt(output, STEP, signal.SIGSTOP)
+    driver = miniature.start(output, halt=halt)
+    assert driver.wait_for(lambda: halt.step in halt.steps()), driver.stderr
+    return driver
 
 
 def test_a_live_run_is_left_alone_and_a_dead_one_taken_over_at_once(miniature: Runs, small_rows: Rows) -> None:
     with recorded("lease", "second driver: exit 2 on a live run, takes over a dead one at once") as case:
         with case.attempt():
             output = miniature.output()
-            halt = miniature.halt(output, STEP, signal.SIGSTOP)
-            first = miniature.start(output, halt=halt)
-            assert first.wait_for(lambda: reached(halt)), first.stderr
+            first = stopped(miniature, output)
             second = miniature.start(output)
             assert second.wait() == 2 and "leased to a live run" in second.error, second.stderr
             first.kill()
@@ -67,9 +68,7 @@ def test_a_driver_whose_lease_was_taken_stops_without_committing(miniature: Runs
     with recorded("lease", "driver whose lease was taken stops without committing") as case:
         with case.attempt():
             output = miniature.output()
-            halt = miniature.halt(output, STEP, signal.SIGSTOP)
-            first = miniature.start(output, halt=halt)
-            assert first.wait_for(lambda: reached(halt)), first.stderr
+            first = stopped(miniature, output)
             lease = Path(output, "_lease.json")
             lease.write_text(json.dumps({"token": "another", "host": "elsewhere", "pid": 1}))
             before = sorted(Path(output, "predictions").iterdir())

@@ -135,13 +135,17 @@ def test_the_driver_is_killed_before_every_request_that_writes(
                 case.audit(output, small_rows, endpoint=s3.endpoint)
 
 
-def test_the_commit_protocol_through_faults(
-    s3: S3, proxy: FaultProxy, drivers: Drivers, small_collection: Path, small_rows: dict, folder: Path
-) -> None:
-    """Whatever response is lost, also of a request that the store has carried out."""
+@pytest.fixture
+def through_proxy(s3: S3, proxy: FaultProxy, drivers: Drivers, small_collection: Path, folder: Path) -> Runs:
+    """Miniatures that write to S3 through the proxy."""
     env = {"AWS_ENDPOINT_URL": proxy.endpoint}
+    return Runs(drivers, miniature_job, folder, {"source": small_collection}, env=env, outputs=s3.uri("out"))
+
+
+def test_the_commit_protocol_through_faults(through_proxy: Runs, s3: S3, proxy: FaultProxy, small_rows: dict) -> None:
+    """Whatever response is lost, also of a request that the store has carried out."""
+    runs = through_proxy
     with recorded("object store", "503 20 %, resets 10 %, cuts 5 % at every request (miniature, moto)") as case:
-        runs = Runs(drivers, miniature_job, folder, {"source": small_collection}, env=env, outputs=s3.uri("out"))
         with case.attempt(times=lambda: proxy.struck):
             proxy.fail(Faults(slow_down=0.2, reset=0.1, cut=0.05))
             outputs = [runs.output() for _ in range(10)]
@@ -152,12 +156,11 @@ def test_the_commit_protocol_through_faults(
 
 
 def test_a_lost_answer_to_the_lease_is_not_another_driver(
-    s3: S3, proxy: FaultProxy, drivers: Drivers, small_collection: Path, small_rows: dict, folder: Path
+    through_proxy: Runs, s3: S3, proxy: FaultProxy, small_rows: dict
 ) -> None:
     """The store takes the lease, its answer is lost, the client asks again and is told that there is one."""
-    env = {"AWS_ENDPOINT_URL": proxy.endpoint}
+    runs = through_proxy
     with recorded("lease", "the answer to taking the lease is lost (miniature, moto)") as case:
-        runs = Runs(drivers, miniature_job, folder, {"source": small_collection}, env=env, outputs=s3.uri("out"))
         for fault in ("reset", "cut"):
             with case.attempt(fault):
                 output = runs.output()

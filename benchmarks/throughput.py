@@ -57,8 +57,8 @@ PEERS = {  # name -> script and what it changes in the environment; None: the jo
 }
 FEW = "few"  # the light network on so many pictures that starting up is most of it
 _PICTURES = {  # how many make a dozen seconds of steady state on two cores
-    ("heavy", "480x360"): 24, ("light", "480x360"): 330, ("tiny", "480x360"): 1800, (FEW, "480x360"): 233,
-    ("heavy", "2048x1024"): 6, ("light", "2048x1024"): 32, ("tiny", "2048x1024"): 128,
+    ("heavy", "480x360"): 24, ("light", "480x360"): 420, ("tiny", "480x360"): 1800, (FEW, "480x360"): 233,
+    ("heavy", "2048x1024"): 6, ("light", "2048x1024"): 48, ("tiny", "2048x1024"): 288,
 }  # fmt: skip
 
 
@@ -193,6 +193,7 @@ def _measure(
         shutil.rmtree(folder, ignore_errors=True)
     trace.mkdir(parents=True)
     processes, threads = layout
+    num_pictures = len(list(pictures.iterdir()))
     script, changes = PEERS[peer]
     if script is None:
         command = [
@@ -214,6 +215,7 @@ def _measure(
         **changes,
         "PYTHONPATH": os.pathsep.join([str(_PEERS_FOLDER / "trace"), str(_PEERS_FOLDER), str(PROJECT)]),
         "THROUGHPUT_TRACE": str(trace),
+        "THROUGHPUT_ROWS": str(min(16, max(1, num_pictures // 16))),
         "OMP_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(2**30),
@@ -225,10 +227,8 @@ def _measure(
         raise RuntimeError(f"{peer} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     notes = [_notes(file) for file in sorted(trace.iterdir()) if file.stat().st_size]
     count = sum(n for of_process in notes for _, n in of_process)
-    if count < len(list(pictures.iterdir())):
-        raise RuntimeError(
-            f"{peer} predicted {count} of {len(list(pictures.iterdir()))} pictures:\n{done.stderr[-3000:]}"
-        )
+    if count < num_pictures:
+        raise RuntimeError(f"{peer} predicted {count} of {num_pictures} pictures:\n{done.stderr[-3000:]}")
     first_s = min(of_process[0][0] for of_process in notes) - started_s
     return {
         "layout": list(layout),

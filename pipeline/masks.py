@@ -19,14 +19,14 @@ _LEGEND_PX, _LEGEND_ROW_PX = 150, 20
 MASK_FORMATS = ("raw", "png", "rle")
 
 
-def encode_mask(class_map: np.ndarray, mask_format: str = "raw") -> bytes:
-    """A class map as bytes; size, dtype and format travel in columns of their own.
+def encode_mask(class_map: np.ndarray, mask_format: str = "raw") -> bytes | memoryview:
+    """A class map as bytes (`raw`: a view of it); size, dtype and format travel in columns of their own.
 
     `raw` is row-major and little-endian (smallest in a compressed table and fastest by far), `png` a grey picture of
     the class ids, `rle` COCO's run lengths, a mask for each class that occurs.
     """
     if mask_format == "raw":
-        return class_map.astype(class_map.dtype.newbyteorder("<"), copy=False).tobytes(order="C")
+        return class_map.astype(class_map.dtype.newbyteorder("<"), order="C", copy=False).data.cast("B")
     return encode_coco(class_map) if mask_format == "rle" else _grey_png(class_map)
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from pipeline.answers import Answer, Prediction, Tile
 from pipeline.engines import Network, require_engine, run_by
 from pipeline.errors import InputError
+from pipeline.memory import keep_freed_memory
 from pipeline.model_spec import ModelSpec
 from pipeline.models.fold import fold_batch_norm
 from pipeline.models.limits import UNLIMITED, InputLimits, Range
@@ -83,6 +84,8 @@ class Predictor:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         require_engine(engine, device, precision)
+        if device == "cpu":
+            keep_freed_memory()
         self.device = torch.device(device)
         self.spec = spec
         self.limits: InputLimits = getattr(model, "limits", UNLIMITED)

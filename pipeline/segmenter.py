@@ -12,17 +12,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.engines import PREPARE_S
-from pipeline.labels import LabelSet
-from pipeline.masks import encode_mask
 from pipeline.pixel_stage import has_pixels, unpack_pixels
 from pipeline.predict_options import PredictOptions
-from pipeline.predictor import DeviceError, Prediction, Predictor
+from pipeline.predictor import DeviceError, Predictor
 from pipeline.regions import ReadOptions, Region, RegionReader
+from pipeline.result_rows import result_row, result_table
 from pipeline.schema import Columns
 from pipeline.suspects import Watchdog
 from pipeline.timings import Stopwatch, with_times
@@ -40,7 +38,6 @@ class Segmenter:
         self._deadlines_s = options.pop("deadline_s"), options.pop("deadline_s_per_megapixel")
         self._prepare_s = 0.0 if predict.engine == "eager" else PREPARE_S
         model, spec = load_checkpoint(checkpoint)
-        self.label_set: LabelSet = spec.label_set
         self.predictor = Predictor(model, spec, **options)
         self.columns = columns
         self._read_options = read
@@ -58,7 +55,7 @@ class Segmenter:
         for places, batch in _batches(regions, 1 if careful else self.predictor.batch_size):
             by_place |= zip(places, self._predict(batch, careful), strict=True)
         rows = [by_place[place] for place in sorted(by_place)]
-        results = self._table(rows)
+        results = result_table(rows, self.columns)
         self._ask("end_block", block, len(rows), sum(row["status"] != "ok" for row in rows))
         if self._reader is not None:
             for stage, seconds in self._reader.take_busy().items():
@@ -70,7 +67,7 @@ class Segmenter:
         first = batch[0].row["region_id"]
         if careful and pictures and (before := self._ask("begin_region", first)):
             status = "timeout" if before.startswith("timeout") else "model_error"
-            return [_result(batch[0], None) | {"status": status, "error": before.removeprefix("timeout: ")}]
+            return [result_row(batch[0], None) | {"status": status, "error": before.removeprefix("timeout: ")}]
         megapixels = sum(p.shape[0] * p.shape[1] for p in pictures) / 1e6
         deadline_s = self._deadlines_s[0] + self._deadlines_s[1] * megapixels + self._prepare_s
         self._watchdog.start(deadline_s, lambda: careful and self._ask("hung", first, deadline_s))
@@ -87,7 +84,7 @@ class Segmenter:
             self._watchdog.stop()
         if careful and pictures:
             self._ask("end_region", first)
-        return [_result(region, next(predictions) if region.pixels is not None else None) for region in batch]
+        return [result_row(region, next(predictions) if region.pixels is not None else None) for region in batch]
 
     def _ask(self, method: str, *args: Any) -> Any:
         if self._suspects is None:
@@ -103,39 +100,6 @@ class Segmenter:
         if self._reader is None:
             self._reader = RegionReader(self._read_options)
         return self._reader.read(table.to_pylist())
-
-    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
-        wanted = self.columns.results
-        dtype = self.label_set.mask_dtype
-        mask_format = self.columns.mask_format
-        for row in rows:
-            class_map = row.pop("class_map", None)
-            if class_map is not None and mask_format != "none":
-                row |= {"mask": encode_mask(class_map, mask_format), "mask_dtype": dtype, "mask_format": mask_format}
-        return pa.Table.from_pylist(rows, schema=wanted)
-
-
-def _result(region: Region, prediction: Prediction | Exception | None) -> dict[str, Any]:
-    row = {**region.row, "status": region.status, "error": region.error}
-    if region.pixels is not None:
-        row["height"], row["width"] = region.pixels.shape[:2]
-    if isinstance(prediction, Prediction):
-        row |= {
-            "class_map": prediction.class_map,
-            "confidence": None if prediction.confidence is None else prediction.confidence.tobytes(),
-            "probabilities": None if prediction.probabilities is None else prediction.probabilities.tobytes(),
-            "class_pixels": prediction.class_pixels.tolist(),
-            "mean_confidence": _known(prediction.mean_confidence),
-            "class_confidence": [_known(c) for c in prediction.class_confidence],
-            "low_confidence_share": _known(prediction.low_confidence_share),
-        }
-    elif prediction is not None:
-        row |= {"status": "model_error", "error": _one_line(prediction)}
-    return row
-
-
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
 
 
 def _batches(regions: Iterable[tuple[int, Region]], size: int) -> Iterator[tuple[list[int], list[Region]]]:
@@ -158,7 +122,3 @@ def _batches(regions: Iterable[tuple[int, Region]], size: int) -> Iterator[tuple
             yield [place for place, _ in batch], [region for _, region in batch]
     for batch in waiting.values():
         yield [place for place, _ in batch], [region for _, region in batch]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -50,15 +50,18 @@ class Written:
 
 def write_rows(table: pa.Table, attempt_uri: str) -> Written:
     """Put the rows of one task as whole files into an attempt's folder. Runs on any worker, any number of times."""
+    statuses = Counter(table["status"].to_pylist())
     ok = pc.equal(table["status"], "ok")
+    failed, good = table.filter(pc.invert(ok)), table
+    if failed.num_rows:  # a filter copies masks
+        good = table.filter(ok)
     files: dict[str, str | None] = {}
     size_bytes = 0
-    for kind, rows in (("failed", table.filter(pc.invert(ok))), ("ok", table.filter(ok))):
+    for kind, rows in (("failed", failed), ("ok", good)):
         files[kind] = None
         if rows.num_rows:
             files[kind] = f"{kind}-{attempt_uri.rsplit('/', 1)[-1]}-{uuid.uuid4().hex[:12]}.parquet"
             size_bytes += _put_table(storage.join(attempt_uri, files[kind] or ""), rows)
-    statuses = Counter(table["status"].to_pylist())
     errors = {row["status"]: row["error"] for row in table.select(["status", "error"]).to_pylist() if row["error"]}
     return Written(files["ok"], files["failed"], table.num_rows, dict(statuses), errors, size_bytes)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import platform
+import resource
 
 import numpy as np
 import pytest
@@ -304,6 +306,18 @@ def test_probabilities_of_channels_of_one_class_add_up():
     (found,) = predict(Predictor(network, spec, keep_probabilities=True), [picture])
     both = plain.probabilities[0].astype(int) + plain.probabilities[2]
     assert not found.probabilities[:2].any() and np.abs(found.probabilities[2] - both).max() <= 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc to keep freed memory")
+def test_the_next_large_picture_needs_no_fresh_memory() -> None:
+    predictor = Predictor(Local(), SPEC, device="cpu", tile_px=4096)
+    given = pictures((1024, 2048))
+    for _ in range(2):
+        predict(predictor, given)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    predict(predictor, given)
+    fresh_pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert fresh_pages < 1024 * 2048 * 3 * 4 / resource.getpagesize()  # those of its floats alone, without activations
 
 
 # ---- class maps ----------------------------------------------------------------------------------------------------

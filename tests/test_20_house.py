@@ -14,11 +14,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # The rooms in the order data flows through them; a room imports only rooms to its left. This is the one list.
 ROOMS = (
-    "errors labels storage options schema decode cluster lease run progress timings board "
+    "errors memory labels storage options schema decode cluster lease run progress timings board "
     "collection collection_table inventory manifest manifest_writer portion manifest_job regions "
     "transforms samples label_scan models losses schedules metrics "
     "model_spec checkpoint tiling resizing winners answers engines predictor rle masks import_config import_model "
-    "prediction_table sink increment readers statistics optimizer average event_files train_config "
+    "result_rows prediction_table sink increment readers statistics optimizer average event_files train_config "
     "selection validation train_loop train study trials comparison sweep segment_config predict_options "
     "layout pixel_stage suspects segmenter stream ray_stream local_stream streams forecast segment "
     "predictions truth tally scoring charts report findings evaluate scenes cli"

@@ -36,7 +36,7 @@ if __name__ == "__main__":
     job = Job.from_arguments()
     predict: Any = daft.cls(Predict, cpus=1, use_process=True, max_concurrency=job.processes)(job)
     frame = daft.from_glob_path(f"{job.pictures}/*").select("path")
-    frame = frame.with_column("image", col("path").download().decode_image(mode="RGB")).into_batches(16)
+    frame = frame.with_column("image", col("path").download().decode_image(mode="RGB")).into_batches(job.rows)
     frame = frame.with_column("row", predict(col("path"), col("image")))
     frame = frame.select("path", *(col("row")[name].alias(name) for name in ROW.fields))
     frame.write_parquet(str(job.output), compression="zstd")

@@ -9,7 +9,7 @@ from work import Job, in_processes, row, write
 
 from pipeline.decode.picture import decode
 
-ROWS_PER_FILE = 512
+ROWS_PER_FILE = 64  # of 512, a short run's would all be written after its last prediction
 
 
 class Pictures(Dataset):  # type: ignore[type-arg]

@@ -35,7 +35,7 @@ if __name__ == "__main__":
     data = data.map_batches(
         Predict,
         fn_constructor_args=(job,),
-        batch_size=job.batch if best else 16,
+        batch_size=job.batch if best else job.rows,
         concurrency=job.processes,
         **({"num_cpus": 1, "zero_copy_batch": True} if best else {}),
     )

@@ -51,6 +51,11 @@ class Job:
         return cls(Path(pictures), checkpoint, Path(output), *map(int, numbers))
 
     @property
+    def rows(self) -> int:
+        """How many pictures are handed over at once where that is not the batch of a forward pass."""
+        return int(os.environ.get("THROUGHPUT_ROWS", "16"))
+
+    @property
     def paths(self) -> list[str]:
         return sorted(str(path) for path in self.pictures.iterdir())
 

@@ -30,11 +30,11 @@ from pipeline.cli import main
 from pipeline.decode.picture import decode
 from pipeline.errors import InputError
 from pipeline.labels import CAMVID
-from pipeline.memory import MIB, keep_freed_memory
 from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
 from pipeline.models.fold import fold_batch_norm
 from pipeline.predictor import Prediction, Predictor
+from pipeline.process import MIB, keep_freed_memory
 from pipeline.resizing import resize_pixels
 
 NETWORKS = {

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.decode.child import end_with_parent
 from pipeline.errors import PipelineError
+from pipeline.process import end_with_parent, keep_pandas_out
 from pipeline.segment_config import SegmentConfig
 from pipeline.stream import FileSize, Landed, SegmenterArguments, Stream, land
 
@@ -119,6 +119,7 @@ _counts: Any = None
 def _begin(parent: int, counts: Any, arguments: SegmenterArguments) -> None:
     global _segmenter, _counts
     end_with_parent(parent)
+    keep_pandas_out()
     from pipeline.segmenter import Segmenter
 
     _counts = counts

@@ -19,11 +19,11 @@ from torch.nn import functional
 from pipeline.answers import Answer, Prediction, Tile
 from pipeline.engines import Network, require_engine, run_by
 from pipeline.errors import InputError
-from pipeline.memory import keep_freed_memory
 from pipeline.model_spec import ModelSpec
 from pipeline.models.fold import fold_batch_norm
 from pipeline.models.limits import UNLIMITED, InputLimits, Range
 from pipeline.models.views import Views
+from pipeline.process import keep_freed_memory
 from pipeline.tiling import Cut, cut_fixed, cut_side
 from pipeline.winners import channel_classes, probabilities, winners
 

@@ -2,40 +2,38 @@
 
 Requests and replies are single short lines of JSON on two pipes; bytes and pixels go through one memory file (memfd)
 that both sides read and write at offset 0, so no pipe ever holds more than a line and neither side can block the other.
-The child limits its own address space, is killed at the deadline, dies with its parent, and is started again when
-it is next needed. It imports neither torch nor Ray and starts in a fifth of a second.
+The child (`serve`) limits its own address space, is killed at the deadline, dies with its parent, and is started again
+when it is next needed. It imports neither torch nor Ray and starts in a fifth of a second.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import queue
-import resource
 import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-import warnings
 import weakref
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
 
-from pipeline.decode.header import DecodeError, DecoderDied, DecodeTimeout, Header, TooLarge, read_header
-from pipeline.decode.picture import MAX_PIXELS, decode, decode_label
+from pipeline.decode.header import DecodeError, DecoderDied, DecodeTimeout, Header, TooLarge
+from pipeline.decode.memory_file import read_into, write
+from pipeline.decode.picture import MAX_PIXELS
 
 GIB = 1 << 30
 START_DEADLINE_S = 120.0
+SERVE = "pipeline.decode.serve"
 _STARTS = 3  # tries
 KEEP_BYTES = 32 << 20  # a memory file that grew beyond this is emptied after use
 _ERRORS = {"TooLarge": TooLarge, "DecodeError": DecodeError}
-_PR_SET_PDEATHSIG = 1
 
 
 class DecodeChild:
@@ -72,7 +70,7 @@ class DecodeChild:
             try:
                 process, reply = self._ask(data, kind, max_pixels, deadline_s)
                 pixels = np.empty(reply["shape"], dtype=reply["dtype"])
-                _read_into(process.memory, pixels)
+                read_into(process.memory, pixels)
                 if pixels.nbytes > KEEP_BYTES:
                     os.ftruncate(process.memory, 0)
                 return pixels
@@ -100,7 +98,7 @@ class DecodeChild:
     ) -> tuple[_Process, dict[str, Any]]:
         process = self._running()
         try:
-            _write(process.memory, memoryview(data))
+            write(process.memory, memoryview(data))
             request = {"kind": kind, "size_bytes": len(data), "max_pixels": max_pixels}
             process.send(request)
             reply = process.receive(deadline_s)
@@ -154,7 +152,7 @@ class _Process:
         self.memory = os.memfd_create("decode")
         # stderr never blocks the child: what does not fit into the pipe is lost
         self._stderr, stderr = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        command = [sys.executable, "-m", __name__, str(os.getpid()), str(self.memory), str(memory_limit_bytes)]
+        command = [sys.executable, "-m", SERVE, str(os.getpid()), str(self.memory), str(memory_limit_bytes)]
         try:
             self.popen = _spawn(
                 command,
@@ -273,68 +271,3 @@ def _spawn_orders() -> None:
             answer.put(subprocess.Popen(*args, **kwargs))
         except BaseException as error:
             answer.put(error)
-
-
-def _write(memory: int, data: memoryview) -> None:
-    at = 0
-    while at < len(data):
-        at += os.pwrite(memory, data[at:], at)
-
-
-def _read_into(memory: int, pixels: np.ndarray) -> None:
-    view = pixels.reshape(-1).view(np.uint8).data
-    at = 0
-    while at < len(view):
-        got = os.preadv(memory, [view[at:]], at)
-        if got == 0:
-            raise DecodeError("the decoding process answered with fewer pixels than it named")
-        at += got
-
-
-# --- the child's own side ---
-
-
-def _serve(memory: int) -> None:
-    """Answer requests until the pipe closes."""
-    requests, replies = os.fdopen(0, "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # a decoder that prints must not garble the replies
-    replies.write(b'{"ready": true}\n')
-    while line := requests.readline():
-        replies.write(json.dumps(_answer(memory, json.loads(line))).encode() + b"\n")
-
-
-def _answer(memory: int, request: dict[str, Any]) -> dict[str, Any]:
-    kind, max_pixels = request["kind"], request["max_pixels"]
-    try:
-        data = os.pread(memory, request["size_bytes"], 0)
-        if kind == "header":
-            return {"header": vars(read_header(data, max_pixels=max_pixels))}
-        pixels = (decode_label if kind == "label" else decode)(data, max_pixels=max_pixels)
-        _write(memory, pixels.reshape(-1).view(np.uint8).data)
-        return {"shape": pixels.shape, "dtype": pixels.dtype.str}
-    except DecodeError as error:
-        return {"error": type(error).__name__, "text": str(error)[:2000]}
-    except MemoryError:
-        return {"error": "DecodeError", "text": "more memory needed than the decoder may use"}
-
-
-def end_with_parent(parent: int) -> None:
-    """Let this process die with its parent, by whatever that dies, and leave Ctrl-C to it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _main(parent: int, memory: int, memory_limit_bytes: int) -> None:
-    end_with_parent(parent)
-    with contextlib.suppress(OSError):  # where memory runs out, this process goes first
-        Path("/proc/self/oom_score_adj").write_text("800")
-    resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    warnings.simplefilter("ignore")
-    _serve(memory)
-
-
-if __name__ == "__main__":
-    _main(*map(int, sys.argv[1:4]))

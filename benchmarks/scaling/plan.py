@@ -1,0 +1,177 @@
+"""Ten million regions: planned, resumed, audited, summed up, carried over."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scaling.measure import folder_for, header, measure
+
+from pipeline import schema, storage
+from pipeline.labels import CAMVID
+from pipeline.manifest import SUMMARY, Manifest, open_manifest
+from pipeline.manifest_writer import ROWS_PER_GROUP, ROWS_PER_PART
+from pipeline.portion import Portion
+from pipeline.prediction_table import committed_ids, metadata
+from pipeline.sink import Sink, put_tables
+from pipeline.statistics import write_statistics
+
+
+@dataclass
+class PlanConfig:
+    """Plan a run over a synthetic manifest, resume it with nearly all of it done, and sum it up.
+
+    Args:
+        regions: rows of the manifest
+        pending: how many of them are not done
+        rows_per_file: rows of one file of predictions (128 MiB of CamVid's masks are 24,000)
+        folder: where the synthetic tables are written (default: a temporary folder)
+    """
+
+    regions: int = 10_000_000
+    pending: int = 100_000
+    rows_per_file: int = 24_000
+    folder: str | None = None
+
+
+def plan(config: PlanConfig) -> None:
+    with folder_for(config.folder) as folder:
+        manifest_uri, output = f"{folder}/manifest", f"{folder}/out"
+        begin_s = time.monotonic()
+        write_manifest(manifest_uri, config.regions)
+        write_predictions(manifest_uri, output, config.regions - config.pending, config.rows_per_file)
+        size_mb = sum(f.stat().st_size for f in Path(folder).rglob("*.parquet")) / 1e6
+        print(f"synthetic tables: {size_mb:,.0f} MB, written in {time.monotonic() - begin_s:.0f} s\n")
+        header(f"{config.regions:,} regions")
+        measure("planned: manifest, selection, nothing done, slices", _planned, manifest_uri, f"{folder}/none")
+        measure(f"resumed: with {config.regions - config.pending:,} done", _planned, manifest_uri, output)
+        measure("a sample of 0.01 drawn", _sampled, manifest_uri)
+        measure("audit of all rows done", _audited, output, config.regions - config.pending)
+        measure("statistics of all rows done", _summed, output)
+        measure("--incremental: index of keys, every file judged", _judged, manifest_uri, output)
+
+
+def write_manifest(uri: str, regions: int) -> None:
+    """A manifest as `ManifestWriter` leaves it, made in bulk."""
+    parts: list[str] = []
+    for begin in range(0, regions, ROWS_PER_PART):
+        ids = np.arange(begin, min(regions, begin + ROWS_PER_PART))
+        paths = [f"day-{i // 100_000:04d}/drive-{i // 1000 % 100:02d}/{i:09d}.jpg" for i in ids.tolist()]
+        keys = [hashlib.blake2b(f"{path}\0\0".encode(), digest_size=16).hexdigest() for path in paths]
+        columns = {
+            "region_id": ids,
+            "region_key": keys,
+            "path": paths,
+            "uri": [f"s3://bucket/footage/{path}" for path in paths],
+            "kind": ["picture"] * len(paths),
+            "size_bytes": ids % 90_000 + 10_000,
+            "version": [f"etag-{key}" for key in keys],
+        }
+        arrays = [
+            pa.array(columns[item.name], item.type) if item.name in columns else pa.nulls(len(paths), item.type)
+            for item in schema.MANIFEST
+        ]
+        buffer = pa.BufferOutputStream()
+        table = pa.Table.from_arrays(arrays, schema=schema.MANIFEST)
+        pq.write_table(table, buffer, compression="zstd", row_group_size=ROWS_PER_GROUP)
+        parts.append(f"part-{len(parts):05d}.parquet")
+        storage.write_bytes(storage.join(uri, parts[-1]), buffer.getvalue().to_pybytes())
+    made = Manifest(
+        uri,
+        "s3://bucket/footage",
+        "s3://bucket/footage",
+        regions,
+        "synthetic",
+        tuple(parts),
+        tuple(schema.MANIFEST.names),
+    )
+    storage.write_json(storage.join(uri, SUMMARY), asdict(made))
+
+
+def write_predictions(manifest_uri: str, output: str, rows: int, rows_per_file: int) -> None:
+    """Files of `ok` rows as a run leaves them, but for the masks."""
+    manifest = open_manifest(manifest_uri)
+    assert manifest is not None
+    wanted = schema.predictions_schema(manifest.travelling, metadata(CAMVID, "result", "manifest"))
+    rng = np.random.default_rng(0)
+    left = rows
+    for part in manifest.read_parts(None):
+        for begin in range(0, min(left, part.num_rows), rows_per_file):
+            own = part.slice(begin, min(rows_per_file, left - begin, part.num_rows - begin))
+            count = own.num_rows
+            pixels = rng.integers(0, 172_800 // 11, (count, 11))
+            pixels[:, 0] += 172_800 - pixels.sum(1)
+            result = {
+                "height": np.full(count, 360),
+                "width": np.full(count, 480),
+                "status": ["ok"] * count,
+                "class_pixels": pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32) * 11, pixels.ravel()),
+                "mean_confidence": rng.random(count, np.float32),
+                "low_confidence_share": rng.random(count, np.float32),
+            }
+            arrays = [
+                own[item.name].combine_chunks()
+                if item.name in own.column_names
+                else pa.array(result[item.name]).cast(item.type)
+                if item.name in result
+                else pa.nulls(count, item.type)
+                for item in wanted
+            ]
+            name = f"ok-0001-{own['region_id'][0].as_py():012d}.parquet"
+            put_tables(f"{output}/predictions/{name}", wanted, [pa.Table.from_arrays(arrays, schema=wanted)])
+        left -= min(left, part.num_rows)
+        if not left:
+            break
+
+
+def _planned(manifest_uri: str, output: str) -> str:
+    from pipeline.predict_options import PredictOptions
+    from pipeline.ray_stream import RayStream
+    from pipeline.schema import Columns
+    from pipeline.segment_config import SegmentConfig
+
+    manifest = open_manifest(manifest_uri)
+    assert manifest is not None
+    ids = Portion().ids(manifest)
+    pending = np.zeros(manifest.num_rows, bool)
+    pending[ids] = True
+    pending &= ~committed_ids(output, manifest.num_rows)
+    config = SegmentConfig(manifest_uri, "none", output)
+    stream = RayStream(config, manifest, Columns(), PredictOptions(), 2, 2, None)
+    slices = list(stream.slices(pending))
+    np.packbits(pending)
+    return (
+        f"{int(pending.sum()):,} pending in {sum(len(units) for units, _ in slices)} row groups, {len(slices)} slices"
+    )
+
+
+def _sampled(manifest_uri: str) -> str:
+    manifest = open_manifest(manifest_uri)
+    assert manifest is not None
+    return f"{Portion(sample=0.01).ids(manifest).size:,} regions"
+
+
+def _audited(output: str, rows: int) -> str:
+    Sink(output, lambda: None).audit(np.arange(rows))
+    return "none missing, none twice"
+
+
+def _summed(output: str) -> str:
+    return f"{write_statistics(output, CAMVID.num_classes, ['split'])['ok']:,} ok"
+
+
+def _judged(manifest_uri: str, output: str) -> str:
+    from pipeline.increment import Carrier, KeyIndex
+
+    manifest = open_manifest(manifest_uri)
+    assert manifest is not None
+    index = KeyIndex(manifest, Portion().ids(manifest))
+    carrier = Carrier(output, index, list(manifest.units()), schema.predictions_schema(manifest.travelling))
+    files = storage.list_names(f"{output}/predictions")
+    carried = sum(int((carrier.judge(f"{output}/predictions/{name}")[1] >= 0).sum()) for name in files)
+    return f"{carried:,} carried"

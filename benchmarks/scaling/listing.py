@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scaling.measure import folder_for, header, measure
 
 from pipeline import storage
 from pipeline.manifest_writer import build_manifest
+from scaling.measure import folder_for, header, measure
 
 _PAGE = 1000  # keys of one answer of S3
 

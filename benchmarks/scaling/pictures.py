@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scaling.measure import folder_for, peak_mib
 
 from pipeline.errors import InputError
+from scaling.measure import folder_for, peak_mib
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scaling.measure import folder_for, header, measure
 
 from pipeline import schema, storage
 from pipeline.labels import CAMVID
@@ -20,6 +19,7 @@ from pipeline.portion import Portion
 from pipeline.prediction_table import committed_ids, metadata
 from pipeline.sink import Sink, put_tables
 from pipeline.statistics import write_statistics
+from scaling.measure import folder_for, header, measure
 
 
 @dataclass

@@ -21,7 +21,7 @@ from chaos.steps import Halt
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
-PREDICTOR, DECODER = r"^ray::MapWorker\(.*Segmenter", r"pipeline\.decode\.child"
+PREDICTOR, DECODER = r"^ray::MapWorker\(.*_Predict", r"pipeline\.decode\.serve"
 
 
 def under(pid: int, pattern: str) -> list[psutil.Process]:

@@ -70,6 +70,7 @@ def test_a_worker_process_is_killed(
             with case.attempt():
                 assert driver.wait_for(lambda files=files: committed(output) >= files), driver.stderr
                 kill_one(driver, cluster.pid, pattern)
+                time.sleep(1)  # so that it is not one picture twice, which is given up by then
         with case.attempt():
             assert driver.wait() == 0, driver.stderr
             case.audit(output, undisturbed.rows)

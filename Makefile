@@ -25,6 +25,7 @@ bench: $(STAMP)
 	$(RUN)/python -c 'import daft' 2>/dev/null || $(RUN)/python -m pip install --quiet --no-deps daft==0.7.26
 	$(RUN)/python benchmarks/networks.py
 	$(RUN)/python benchmarks/engines.py --pictures $(PICTURES)
+	$(RUN)/python benchmarks/memory.py
 	$(RUN)/python benchmarks/throughput.py --pictures $(PICTURES) --output runs/throughput
 
 # Kills, faults and full disks; writes its figures into docs/reliability.md. Parts: PYTEST_ARGS="-k lease".

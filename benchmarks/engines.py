@@ -4,9 +4,8 @@
 
 From the plain definition (float pixels in planes, network, softmax, argmax, counts) to what the predictor does, and
 its engines. Every step answers the same: class map, counts, confidence. The steps take turns, one picture each a round,
-so that whatever else the machine does falls on all alike; ratios are medians of the rounds' own ratios. A picture is
-seen twice and timed the second time, in the memory that the step has come to need. Pixels are compared over all
-pictures seen.
+so that whatever else the machine does falls on all alike; ratios are medians of the rounds' own ratios. Pixels are
+compared over all pictures seen.
 """
 
 from __future__ import annotations
@@ -34,15 +33,12 @@ from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
 from pipeline.models.fold import fold_batch_norm
 from pipeline.predictor import Prediction, Predictor
-from pipeline.process import MIB, keep_freed_memory
 from pipeline.resizing import resize_pixels
 
 NETWORKS = {
     "light": "torchvision:lraspp_mobilenet_v3_large",
     "heavy": "torchvision:deeplabv3_resnet50",
 }
-_KEPT_BYTES = 1024 * MIB  # what the predictor asks for
-_GLIBC_BYTES = 32 * MIB  # what glibc comes to by itself
 Step = Callable[[np.ndarray], np.ndarray]  # H x W x 3 uint8 -> class map H x W
 
 
@@ -74,7 +70,6 @@ class Row:
     name: str
     step: Step
     prepare_s: float  # to build it and to answer once
-    kept_bytes: int
     times_s: list[float] = field(default_factory=list)
     same_pixels: int = 0
 
@@ -153,8 +148,7 @@ def _rows(name: str, config: EnginesConfig, picture: np.ndarray) -> list[Row]:
         "plain": lambda: Plain(*network(), planes),
         "channels last": lambda: Plain(*network(), pixels),
         "and batch norm folded": lambda: Plain(*folded(), pixels),
-        "and argmax, confidence, counts in one pass": lambda: predictor("eager"),
-        "and freed memory kept (`eager`)": lambda: predictor("eager"),
+        "and argmax, confidence, counts in one pass (`eager`)": lambda: predictor("eager"),
         "`compiled`": lambda: predictor("compiled"),
         "`onnx`": lambda: predictor("onnx"),
     }
@@ -166,14 +160,11 @@ def _rows(name: str, config: EnginesConfig, picture: np.ndarray) -> list[Row]:
         begin_s = time.perf_counter()
         step = make()
         step(picture)
-        kept_bytes = _KEPT_BYTES if "`" in title else _GLIBC_BYTES
-        rows.append(Row(title, step, time.perf_counter() - begin_s, kept_bytes))
+        rows.append(Row(title, step, time.perf_counter() - begin_s))
     return rows
 
 
 def _timed(row: Row, picture: np.ndarray) -> np.ndarray:
-    keep_freed_memory(row.kept_bytes)
-    row.step(picture)
     begin_s = time.perf_counter()
     class_map = row.step(picture)
     row.times_s.append(time.perf_counter() - begin_s)

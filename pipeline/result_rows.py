@@ -42,11 +42,11 @@ def result_table(rows: Sequence[Row], columns: Columns) -> pa.Table:
     planes: dict[str, list[Any]] = {name: [row.pop(name, None) for row in rows] for name in schema.PIXEL_COLUMNS}
     mask_format = columns.mask_format
     for i, class_map in enumerate(planes["mask"]):
-        if class_map is not None and mask_format != "none":
+        if mask_format == "none":
+            planes["mask"][i] = None
+        elif class_map is not None:
             planes["mask"][i] = encode_mask(class_map, mask_format)
             rows[i].update(mask_dtype=class_map.dtype.name, mask_format=mask_format)
-    if mask_format == "none":
-        planes["mask"] = [None] * len(rows)
     wanted = columns.results
     small = pa.schema([field for field in wanted if field.name not in planes])
     table = pa.Table.from_pylist(rows, schema=small)
@@ -60,8 +60,7 @@ def _packed(planes: Sequence[Any]) -> pa.Array:
     offsets = np.zeros(len(views) + 1, np.int64)
     np.cumsum([view.size for view in views], out=offsets[1:])
     data = pa.allocate_buffer(int(offsets[-1]))
-    if data.size:
-        np.concatenate(views, out=np.frombuffer(data, np.uint8))
+    np.concatenate(views, out=np.frombuffer(data, np.uint8))
     valid = np.packbits([plane is not None for plane in planes], bitorder="little")
     buffers = [pa.py_buffer(valid), pa.py_buffer(offsets), data]
     return pa.Array.from_buffers(pa.large_binary(), len(views), buffers)

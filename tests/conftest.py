@@ -184,7 +184,7 @@ def ray_head(env: Mapping[str, str] | None = None) -> Iterator[Head]:
         wait_until(lambda: answers(dashboard), seconds=90, what="the cluster's dashboard", process=head)
         yield Head(addresses()[0], dashboard, folder, head.pid)
     finally:
-        end(head, group=True, seconds=20)
+        end(head, group=True, seconds=5)  # after jobs it waits for their workers, past half a minute
         shutil.rmtree(folder, ignore_errors=True)
 
 

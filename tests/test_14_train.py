@@ -1,4 +1,4 @@
-"""Training: the sample plan, the label scan, bad input, and real runs: killed, stopped, resumed, shared out."""
+"""Training jobs: rows held out, two workers, other people's checkpoints, bad input; stopped, killed and resumed."""
 
 from __future__ import annotations
 
@@ -9,48 +9,23 @@ import shutil
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
+from conftest import Finished, end, start_job, wait_until
+from light_and_dark import LABELS, draw, draw_collection
 
 from pipeline.errors import InputError, Stopped
-from pipeline.label_scan import class_weights, scan_labels
-from pipeline.labels import LabelSet
-from pipeline.regions import ReadOptions
-from pipeline.samples import COLUMNS, SampleLoader, SamplePlan, validation_stream
 from pipeline.selection import hold_out
 from pipeline.train import TrainConfig, train
-
-LABELS = LabelSet("two", ("dark", "light"), ((0, 0, 0), (255, 255, 255)))
-OPTIONS = ReadOptions(fetch_retry_s=0)
-
-
-def draw(root: Path, split: str, count: int, size: tuple[int, int] = (40, 48)) -> None:
-    """Pictures whose right part is light, and their labels: 0 dark, 1 light, 255 void in the last row."""
-    random = np.random.default_rng(len(split))
-    for index in range(count):
-        truth = np.zeros(size, np.uint8)
-        truth[:, int(random.integers(10, size[1] - 10)) :] = 1
-        noise = random.integers(0, 60, (*size, 3))
-        pixels = (truth[..., None] * 150 + noise).astype(np.uint8)
-        truth[-1] = 255
-        for folder, array in ((split, pixels), (f"{split}annot", truth)):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(array).save(root / folder / f"{index:03d}.png")
 
 
 @pytest.fixture
 def collection(tmp_path: Path) -> Path:
-    draw(tmp_path / "data", "train", 8)
-    draw(tmp_path / "data", "val", 3)
-    return tmp_path / "data"
+    return draw_collection(tmp_path / "data")
 
 
 @pytest.fixture
@@ -74,79 +49,6 @@ def config(collection: Path, label_file: str, tmp_path: Path) -> TrainConfig:
     )
 
 
-def rows(collection: Path, split: str) -> pa.Table:
-    files = sorted((collection / split).iterdir())
-    table = [
-        {
-            "region_id": i,
-            "region_key": f"{i:032x}",
-            "path": f"{split}/{file.name}",
-            "uri": str(file),
-            "kind": "picture",
-            "size_bytes": file.stat().st_size,
-            "version": None,
-            "window": None,
-            "frame": None,
-            "label_uri": str(collection / f"{split}annot" / file.name),
-        }
-        for i, file in enumerate(files)
-    ]
-    return pa.Table.from_pylist(table).select(COLUMNS)
-
-
-# ---- the sample plan -------------------------------------------------------------------------------------------------
-
-PLANS = st.builds(
-    lambda rows, each, workers, steps, seed: SamplePlan(rows, each * workers, workers, steps, seed),
-    st.integers(1, 40),
-    st.integers(1, 5),
-    st.integers(1, 4),
-    st.integers(1, 60),
-    st.integers(0, 9),
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(plan=PLANS, data=st.data())
-def test_a_stream_holds_every_step_once_and_gives_each_worker_its_own_blocks(plan: SamplePlan, data) -> None:
-    first = data.draw(st.integers(0, plan.total_steps - 1))
-    block_steps = plan.block_steps(first, sample_bytes=1000)
-    length = plan.stream_rows(first, block_steps)
-    block_rows = block_steps * plan.worker_batch
-    assert length % (block_rows * plan.num_workers) == 0  # an equal split drops nothing
-    of_worker: dict[int, list[tuple[int, int]]] = {worker: [] for worker in range(plan.num_workers)}
-    for position in range(length):
-        of_worker[position // block_rows % plan.num_workers].append(plan.place(position, first, block_steps))
-    for step in range(first, plan.total_steps):
-        # what the workers take together in their n-th batch is exactly the n-th step
-        begin = (step - first) * plan.worker_batch
-        taken = [place for places in of_worker.values() for place in places[begin : begin + plan.worker_batch]]
-        assert {s for s, _ in taken} == {step}
-        assert sorted(sample for _, sample in taken) == list(
-            range(step * plan.batch_size, (step + 1) * plan.batch_size)
-        )
-
-
-@settings(max_examples=30, deadline=None)
-@given(rows=st.integers(1, 50), seed=st.integers(0, 5))
-def test_every_epoch_is_a_permutation_of_its_own(rows: int, seed: int) -> None:
-    plan = SamplePlan(rows, 1, 1, 3 * rows, seed)
-    epochs = [[plan.draw(epoch * rows + i) for i in range(rows)] for epoch in range(3)]
-    for number, epoch in enumerate(epochs):
-        assert {e for e, _ in epoch} == {number}
-        assert sorted(row for _, row in epoch) == list(range(rows))
-    if rows > 8:
-        assert epochs[0] != [(0, row) for _, row in epochs[1]]
-
-
-def test_epochs_end_after_their_last_sample() -> None:
-    plan = SamplePlan(num_rows=10, batch_size=4, num_workers=1, total_steps=8)
-    assert [plan.epoch_end(epoch) for epoch in range(4)] == [3, 5, 8, 8]
-
-
-# ---- rows, labels, weights -------------------------------------------------------------------------------------------
-
-
 def test_held_out_rows_stay_held_out_when_the_collection_grows() -> None:
     keys = [f"{value:08x}" + "0" * 24 for value in np.random.default_rng(0).integers(0, 2**32, 200)]
     small, large = (pa.table({"region_key": keys[:n]}) for n in (100, 200))
@@ -155,75 +57,6 @@ def test_held_out_rows_stay_held_out_when_the_collection_grows() -> None:
     assert 5 < len(held_small) < 40
     for share in (0.0, 1.0):
         assert all(part.num_rows for part in hold_out(small, share))
-
-
-@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=20), st.sampled_from(["log", "sqrt", "inverse", "none"]))
-def test_class_weights_are_one_over_the_pixels(pixels: list[int], kind: str) -> None:
-    weights = np.array(class_weights(pixels, kind))
-    counts = np.array(pixels, float)
-    assert (weights[counts == 0] == 0).all()
-    if counts.sum():
-        assert np.isclose((weights * counts).sum() / counts.sum(), 1)
-        order = np.argsort(counts[counts > 0])
-        assert (np.diff(weights[counts > 0][order]) <= 1e-9).all()  # rarer is never lighter
-
-
-def test_label_scan_counts_and_lists(ray_session: None, collection: Path) -> None:
-    table = rows(collection, "train")
-    (collection / "trainannot" / "002.png").write_bytes(b"no picture")
-    scan = scan_labels(table, LABELS, OPTIONS)
-    assert scan.files == 7 and scan.unreadable_ids == [2] and "002.png" in scan.unreadable[0]
-    assert sum(scan.class_pixels) == 7 * 39 * 48 and scan.ignored_pixels == 7 * 48
-
-
-def test_label_scan_meets_an_unknown_value(ray_session: None, collection: Path) -> None:
-    wrong = np.zeros((40, 48), np.uint8)
-    wrong[:3] = 9
-    Image.fromarray(wrong).save(collection / "trainannot" / "004.png")
-    with pytest.raises(InputError, match=r"004\.png.*value 9 in 144 pixels.*0\.\.1, 255"):
-        scan_labels(rows(collection, "train"), LABELS, OPTIONS)
-
-
-# ---- loading ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_picture_that_cannot_be_read_is_replaced_and_named(ray_session: None, collection: Path) -> None:
-    import ray
-
-    from pipeline.transforms import Augmentation
-
-    table = rows(collection, "train")
-    (collection / "train" / "003.png").write_bytes(b"broken")
-    plan = SamplePlan(num_rows=8, batch_size=8, num_workers=1, total_steps=1)
-    loader = SampleLoader(ray.put(table), plan, Augmentation((32, 32)), LABELS, OPTIONS, 0, 1)
-    batch = loader({"id": np.arange(8)})
-    again = loader({"id": np.arange(8)})
-    assert batch["pixels"].shape == (8, 32, 32, 3) and batch["pixels"].dtype == np.uint8
-    failures = [text for text in batch["failure"] if text]
-    assert len(failures) == 1 and failures[0].startswith("train/003.png: ")
-    assert all((truth != 255).any() for truth in batch["truth"])  # another picture stands in its place
-    assert all(np.array_equal(batch[name], again[name]) for name in ("pixels", "truth"))
-
-
-def test_validation_drops_no_picture_between_two_workers(ray_session: None, collection: Path) -> None:
-    draw(collection, "odd", 5, size=(30, 44))
-    table = pa.concat_tables([rows(collection, "val"), rows(collection, "odd")]).slice(0, 7)
-    shards = validation_stream(table, 2, LABELS, OPTIONS).streaming_split(2, equal=True)
-    found: list[tuple[int, int, int]] = []
-
-    def take(worker: int) -> None:
-        for row in shards[worker].iter_rows():
-            if row["valid"]:
-                assert not row["failure"] and len(row["pixels"]) == 3 * len(row["truth"])
-                found.append((worker, row["height"], row["width"]))
-
-    threads = [threading.Thread(target=take, args=(worker,)) for worker in range(2)]
-    [thread.start() for thread in threads]
-    [thread.join(timeout=60) for thread in threads]
-    assert Counter((height, width) for _, height, width in found) == {(40, 48): 3, (30, 44): 4}
-
-
-# ---- whole runs ------------------------------------------------------------------------------------------------------
 
 
 def test_two_workers_train_and_the_same_command_says_complete(ray_session: None, config: TrainConfig) -> None:
@@ -345,51 +178,58 @@ def test_a_stop_waits_for_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -
     assert saved == [7]
 
 
-def test_killed_stopped_and_resumed(config: TrainConfig, run_job: Callable, tmp_path: Path) -> None:
-    """kill -9, then SIGTERM, then to the end: each start goes on where the one before it had saved.
+# ---- ended early: started again, a run goes on where the one before had saved ---------------------------------------
 
-    The kill may come between the note of a checkpoint and Ray's keeping it: then an earlier one is gone on from.
-    """
-    from conftest import end, start_job, wait_until
 
-    output = Path(config.output)
-    arguments = ["--source", config.source, "--output", output, "--label-set", config.label_set, "--crop", "32,32"]
-    arguments += ["--batch-size", 2, "--max-steps", 30, "--epochs", 1000, "--validate-every", 1000]
-    arguments += ["--checkpoint-minutes", 0.03, "--precision", "float32"]
-    position = output / "_train" / "position.json"
+@pytest.fixture
+def long_run(config: TrainConfig) -> list[object]:
+    """The arguments of a run of 30 steps that saves a checkpoint every two seconds."""
+    arguments = ["--source", config.source, "--output", config.output, "--label-set", config.label_set]
+    arguments += ["--crop", "32,32", "--batch-size", 2, "--max-steps", 30, "--epochs", 1000, "--validate-every", 1000]
+    return [*arguments, "--checkpoint-minutes", 0.03, "--precision", "float32"]
 
-    def step() -> int:
-        return int(json.loads(position.read_text())["step"]) if position.exists() else 0
 
-    def saved_beyond(first: int) -> Callable[[], bool]:
-        return lambda: step() > first
+def saved_step(config: TrainConfig) -> int:
+    position = Path(config.output, "_train", "position.json")
+    return int(json.loads(position.read_text())["step"]) if position.exists() else 0
 
+
+def end_by(sent: signal.Signals, config: TrainConfig, arguments: list[object]) -> tuple[int, str]:
+    """Start the job and send it the signal at its first checkpoint. Returns its exit code and what it printed."""
     job = start_job("train", *arguments)
     try:
-        wait_until(saved_beyond(0), seconds=120, what="a checkpoint", process=job)
-        os.kill(job.pid, signal.SIGKILL)
-        job.wait()
-    finally:
-        end(job, group=True)
-    killed_at = step()
-    assert 0 < killed_at < 30
-
-    time.sleep(1)
-    job = start_job("train", *arguments)
-    try:
-        wait_until(saved_beyond(killed_at), seconds=120, what="a further checkpoint", process=job)
-        os.kill(job.pid, signal.SIGTERM)
+        wait_until(lambda: saved_step(config) > 0, seconds=120, what="a checkpoint", process=job)
+        os.kill(job.pid, sent)
         _, stderr = job.communicate(timeout=120)
     finally:
         end(job, group=True)
-    assert job.returncode == 4, stderr
-    resumed_at = [int(at) for at in re.findall(r"resuming at step (\d+) of 30", stderr)]
-    assert all(0 < at <= killed_at for at in resumed_at)  # or none, where Ray had not kept the first one yet
-    stopped_at = step()
-    assert stderr.strip().splitlines()[-1].startswith("error: stopped on request")
+    assert 0 < saved_step(config) < 30
+    return job.returncode, stderr
 
-    done = run_job("train", *arguments)
+
+def finished(done: Finished, config: TrainConfig) -> bool:
     assert done.code == 0, done.stderr
+    last = json.loads(Path(config.output, "history.json").read_text())[-1]
+    return last["step"] == 30 and str(Path(config.output, "best")) in done.stdout.strip().splitlines()[-1]
+
+
+def test_stopped_and_resumed(config: TrainConfig, long_run: list[object], run_job: Callable) -> None:
+    code, stderr = end_by(signal.SIGTERM, config, long_run)
+    assert code == 4, stderr
+    assert stderr.strip().splitlines()[-1].startswith("error: stopped on request")
+    stopped_at = saved_step(config)
+    done = run_job("train", *long_run)
+    assert finished(done, config)
     assert f"resuming at step {stopped_at} of 30" in done.stderr
-    assert str(output / "best") in done.stdout.strip().splitlines()[-1]
-    assert json.loads((output / "history.json").read_text())[-1]["step"] == 30
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(config: TrainConfig, long_run: list[object], run_job: Callable) -> None:
+    """The kill may come between the note of a checkpoint and Ray's keeping it: then an earlier one is gone on from."""
+    code, _ = end_by(signal.SIGKILL, config, long_run)
+    assert code == -signal.SIGKILL
+    killed_at = saved_step(config)
+    done = run_job("train", *long_run)
+    assert finished(done, config)
+    resumed_at = [int(at) for at in re.findall(r"resuming at step (\d+) of 30", done.stderr)]
+    assert all(0 < at <= killed_at for at in resumed_at)  # or none, where Ray had not kept the first one yet

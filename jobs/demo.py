@@ -15,7 +15,7 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from pipeline import storage  # noqa: E402
+from pipeline import folders, storage  # noqa: E402
 from pipeline.cli import main  # noqa: E402
 from pipeline.decode.picture import decode, decode_label  # noqa: E402
 from pipeline.errors import GateError, InputError  # noqa: E402
@@ -86,10 +86,10 @@ def _folders(config: DemoConfig) -> dict[str, str]:
     mark.write_text("{}\n")
     at = {name: str(output / name) for name in ("scenes", "train", "segment", "evaluate")}
     if config.overwrite:
-        storage.remove_tree(at["scenes"])
+        folders.remove_tree(at["scenes"])
     if write_scenes(at["scenes"], config.train_scenes, config.unseen_scenes):
         for name in ("train", "segment", "evaluate"):
-            storage.remove_tree(at[name])
+            folders.remove_tree(at[name])
         print(f"drew {config.train_scenes} scenes to train on and {config.unseen_scenes} unseen ones", flush=True)
     return at
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import storage
+from pipeline import folders, storage
 from pipeline.model_spec import CHECKPOINT_VERSION, DESCRIPTION, ModelSpec, fingerprint_of, read_checkpoint
 from pipeline.models.backbones import load_weights
 
@@ -33,7 +33,7 @@ def save_checkpoint(uri: str, model: nn.Module, spec: ModelSpec) -> None:
         "files": {name: {"size_bytes": len(data), "sha256": sha256}},
     }
     storage.write_json(storage.join(uri, DESCRIPTION), description)
-    for other in storage.list_names(uri):
+    for other in folders.list_names(uri):
         if other.startswith(_PREFIXES) and other != name:
             storage.remove(storage.join(uri, other))
 

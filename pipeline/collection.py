@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 from fsspec.utils import glob_translate
 
-from pipeline import storage
+from pipeline import folders, storage
 from pipeline.errors import InputError
 from pipeline.storage import FileInfo
 
@@ -86,14 +86,14 @@ def list_collection(source: str, *, labels: str | None = None) -> Collection:
     (`masks_ignore`), or the URI of a folder with the same paths.
     """
     source = source.rstrip("/") or "/"
-    is_folder = storage.is_folder(source)
+    is_folder = folders.is_folder(source)
     if not is_folder and storage.exists(source):
         root, name = posixpath.split(storage.absolute(source))
-        return list_files(root, storage.walk_files(root), labels=labels, match=lambda path: path == name)
+        return list_files(root, folders.walk_files(root), labels=labels, match=lambda path: path == name)
     if not is_folder and any(mark in source for mark in "*?["):
         root, pattern = _split_glob(source)
         matches = re.compile(glob_translate(pattern)).match
-        return list_files(root, storage.walk_files(root), labels=labels, match=lambda path: bool(matches(path)))
+        return list_files(root, folders.walk_files(root), labels=labels, match=lambda path: bool(matches(path)))
     if not is_folder:
         raise InputError(
             "source does not exist",
@@ -101,7 +101,7 @@ def list_collection(source: str, *, labels: str | None = None) -> Collection:
             expected="a folder, a prefix, a glob, a .csv or .parquet table of pictures, an S3 Inventory, or a manifest",
         )
     root = storage.absolute(source)
-    return list_files(root, storage.walk_files(root), labels=labels)
+    return list_files(root, folders.walk_files(root), labels=labels)
 
 
 def list_files(
@@ -163,11 +163,11 @@ class _LabelFolders:
     def __init__(self, root: str, labels: str | None) -> None:
         self._root_name = posixpath.basename(root)
         self._base = root.removesuffix(self._root_name)  # ends in "/"; "s3://" above a whole bucket
-        self._tree = labels if labels and ("/" in labels or storage.is_folder(labels)) else None
+        self._tree = labels if labels and ("/" in labels or folders.is_folder(labels)) else None
         self._folder_name = labels if self._tree is None else None
-        if self._tree is not None and not storage.is_folder(self._tree):
+        if self._tree is not None and not folders.is_folder(self._tree):
             raise InputError("label folder does not exist", where=self._tree)
-        self._exists = functools.lru_cache(maxsize=100_000)(lambda path: storage.is_folder(self._base + path))
+        self._exists = functools.lru_cache(maxsize=100_000)(lambda path: folders.is_folder(self._base + path))
         self._names = functools.lru_cache(maxsize=4)(self._read_names)
         self.label_folder = functools.lru_cache(maxsize=1024)(self._find)
         self.is_label_folder = functools.lru_cache(maxsize=1024)(self._is_label_folder)
@@ -205,7 +205,7 @@ class _LabelFolders:
             if name.lower().endswith("annot") and self._exists(posixpath.join(*above, name[: -len("annot")])):
                 return True
             if _LABEL_FOLDER.match(name) or name == self._folder_name:
-                siblings = storage.list_names(self._base + posixpath.join(*above))
+                siblings = folders.list_names(self._base + posixpath.join(*above))
                 if any(_PICTURE_FOLDER.match(sibling) for sibling in siblings):
                     return True
         return False
@@ -216,7 +216,7 @@ class _LabelFolders:
     def _read_names(self, uri: str) -> dict[str, str]:
         found: dict[str, str] = {}
         rank = {suffix: i for i, suffix in enumerate(LABEL_SUFFIXES)}
-        for name in sorted(storage.list_names(uri), key=lambda n: -rank.get(_suffix(n), 99)):
+        for name in sorted(folders.list_names(uri), key=lambda n: -rank.get(_suffix(n), 99)):
             if _suffix(name) in rank:
                 found[_label_stem(name)] = name  # the preferred suffix comes last and stays
         return found

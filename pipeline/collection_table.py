@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipeline import schema, storage
+from pipeline import folders, schema, storage
 from pipeline.collection import Collection, Entry, kind_of, split_of
 from pipeline.errors import InputError
 
@@ -22,7 +22,7 @@ _OWN = {"path", "uri", "label", "label_uri", "split", "size_bytes", "version"}
 
 def is_table(source: str) -> bool:
     """Whether a source is a table of pictures, by its suffix."""
-    return source.lower().endswith((".csv", ".parquet")) and not storage.is_folder(source)
+    return source.lower().endswith((".csv", ".parquet")) and not folders.is_folder(source)
 
 
 def list_table(source: str) -> Collection:

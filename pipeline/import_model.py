@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import storage
+from pipeline import folders, storage
 from pipeline.checkpoint import network_fingerprint, save_checkpoint
 from pipeline.decode import DecodeError
 from pipeline.decode.picture import decode
@@ -207,11 +207,11 @@ def _tried(network: nn.Module, spec: ModelSpec, uri: str) -> tuple[bytes, str]:
 
 def _already_there(config: ImportConfig, network: nn.Module, spec: ModelSpec) -> bool:
     """Whether the output folder holds this very network. Raises InputError where it holds anything else."""
-    names = storage.list_names(config.output)
+    names = folders.list_names(config.output)
     if not names and not storage.exists(config.output):
         return False
     if DESCRIPTION not in names:
-        if not names and storage.is_folder(config.output):
+        if not names and folders.is_folder(config.output):
             return False
         raise InputError("output is not empty, and no checkpoint", where=config.output)
     if not read_spec(config.output).imported_from:

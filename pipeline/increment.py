@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import schema, storage
+from pipeline import folders, schema, storage
 from pipeline.errors import PipelineError
 from pipeline.manifest import SUMMARY, Manifest, Unit, key_words, open_manifest, read_rows_at
 from pipeline.manifest_job import manifest_of, portion_of, refuse_other_source
@@ -169,7 +169,7 @@ def take_increment(
         manifest = given or build_manifest(source, run.at(INCREMENT, "manifest"))
         if manifest.fingerprint == run.record["manifest"]["content"]:
             say("nothing has changed since the last listing")
-            storage.remove_tree(run.at(INCREMENT))
+            folders.remove_tree(run.at(INCREMENT))
             return manifest_of(run, source, portion=portion)
         ids = portion.ids(manifest)
         parts = {"content": manifest.fingerprint, "split": portion.split}
@@ -178,7 +178,7 @@ def take_increment(
         )
         files = list(_carry_all(carrier, committed_files(run.output), connect))
     except Exception:
-        storage.remove_tree(run.at(INCREMENT))
+        folders.remove_tree(run.at(INCREMENT))
         raise
     _tell(files, int(ids.size))
     moves = [[file.old, file.new] for file in files if file.old != file.new]
@@ -218,8 +218,8 @@ def settle(run: Run) -> None:
         _replace_manifest(run, plan["manifest"])
         run.lease.check()
         run.remember(increment=None)
-    if INCREMENT in storage.list_names(run.output):
-        storage.remove_tree(run.at(INCREMENT))
+    if INCREMENT in folders.list_names(run.output):
+        folders.remove_tree(run.at(INCREMENT))
 
 
 def _replace(run: Run, old: str, new: str | None) -> None:
@@ -239,13 +239,13 @@ def _replace_manifest(run: Run, names: list[str] | None) -> None:
     """The new manifest's files into OUTPUT/manifest, its summary last."""
     staged, kept = run.at(INCREMENT, "manifest"), run.at("manifest")
     if names is None:
-        storage.remove_tree(kept)
+        folders.remove_tree(kept)
     elif storage.exists(storage.join(staged, SUMMARY)):
         storage.remove(storage.join(kept, SUMMARY))
-        for name in storage.list_names(staged):
+        for name in folders.list_names(staged):
             if name != SUMMARY:
                 storage.move(storage.join(staged, name), storage.join(kept, name))
-        for name in storage.list_names(kept):
+        for name in folders.list_names(kept):
             if name not in names:
                 storage.remove(storage.join(kept, name))
         storage.move(storage.join(staged, SUMMARY), storage.join(kept, SUMMARY))

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from pipeline import storage
+from pipeline import folders, storage
 from pipeline.collection import Collection, list_files
 from pipeline.errors import InputError
 from pipeline.storage import FileInfo
@@ -46,7 +46,7 @@ class Inventory:
 
 def is_inventory(source: str) -> bool:
     """Whether a source is named like an inventory's `manifest.json`."""
-    return source.lower().endswith(".json") and not storage.is_folder(source)
+    return source.lower().endswith(".json") and not folders.is_folder(source)
 
 
 def list_inventory(source: str, *, prefix: str | None = None, labels: str | None = None) -> Collection:

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from pipeline import storage
+from pipeline import folders, storage
 from pipeline.errors import InputError, PipelineError
 
 LEASE = "_lease.json"
@@ -64,7 +64,7 @@ class Lease:
         except (PermissionError, FileExistsError, NotADirectoryError) as error:
             raise InputError("cannot write to the output folder", where=output, found=error) from None
         lease._thread.start()
-        for name in storage.list_names(output):
+        for name in folders.list_names(output):
             if name.startswith(LEASE + "."):  # the claim of a newcomer that died
                 storage.remove(storage.join(output, name))
         return lease

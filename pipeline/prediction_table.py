@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import schema, storage
+from pipeline import folders, schema, storage
 from pipeline.errors import InputError
 from pipeline.labels import LabelSet
 from pipeline.masks import decode_mask
@@ -25,8 +25,8 @@ _ROWS_READ = 16  # at once; with probabilities one may be tens of megabytes
 
 def committed_files(output: str) -> list[str]:
     """The files of committed rows, relative to the output folder: the public ones, and the failed rows held back."""
-    held = [f"{ATTEMPTS}/{HELD}/{name}" for name in storage.list_names(storage.join(output, ATTEMPTS, HELD))]
-    public = [f"{PREDICTIONS}/{name}" for name in storage.list_names(storage.join(output, PREDICTIONS))]
+    held = [f"{ATTEMPTS}/{HELD}/{name}" for name in folders.list_names(storage.join(output, ATTEMPTS, HELD))]
+    public = [f"{PREDICTIONS}/{name}" for name in folders.list_names(storage.join(output, PREDICTIONS))]
     return [name for name in [*public, *held] if name.endswith(".parquet")]
 
 
@@ -49,7 +49,7 @@ def prediction_files(uri: str) -> list[str]:
     uri = storage.absolute(uri)
     if not uri.endswith("/" + PREDICTIONS):
         uri = storage.join(uri, PREDICTIONS)
-    return [storage.join(uri, name) for name in storage.list_names(uri) if name.endswith(".parquet")]
+    return [storage.join(uri, name) for name in folders.list_names(uri) if name.endswith(".parquet")]
 
 
 def read_predictions(uri: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -59,7 +59,7 @@ def read_predictions(uri: str, columns: list[str] | None = None) -> Iterator[dic
     what is read; with one of `schema.PIXEL_COLUMNS`, what is needed to decode it is read as well.
     """
     files = prediction_files(uri)
-    if not files and not storage.is_folder(uri):
+    if not files and not folders.is_folder(uri):
         raise InputError("predictions do not exist", where=uri, expected="the OUTPUT of jobs/segment.py")
     wanted = columns
     if columns is not None and not set(columns).isdisjoint(schema.PIXEL_COLUMNS):

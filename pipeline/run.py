@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import storage
+from pipeline import folders, storage
 from pipeline.cluster import refuse_relative_under_submit
 from pipeline.errors import InputError
 from pipeline.lease import LEASE, Lease
@@ -139,7 +139,7 @@ def open_run(
         raise
     finally:
         if overwrite:
-            storage.remove_tree(storage.join(output, REPLACED))
+            folders.remove_tree(storage.join(output, REPLACED))
         lease.release()
 
 
@@ -163,14 +163,14 @@ def fingerprint(parts: dict[str, Any]) -> str:
 
 def _existing(output: str, job: str) -> dict[str, Any] | None:
     """The record of the run in the folder; None for a folder that is free. Raises InputError for one that is not."""
-    names = storage.list_names(output)
+    names = folders.list_names(output)
     # without a record, what an --overwrite had put aside when it died is what the folder holds
     uri = storage.join(output, REPLACED, RUN) if RUN not in names and REPLACED in names else storage.join(output, RUN)
     try:
         record: dict[str, Any] = storage.read_json(uri)
     except (FileNotFoundError, NotADirectoryError):
         others = [name for name in names if name != LOGS and not name.startswith((LEASE, "."))]
-        if storage.is_local(output) and storage.exists(output) and not storage.is_folder(output):
+        if storage.is_local(output) and storage.exists(output) and not folders.is_folder(output):
             raise InputError("output is a file", where=output, expected="a folder") from None
         if others:
             raise InputError(
@@ -209,32 +209,32 @@ def _refuse_other(output: str, kind: str, before: dict[str, Any], now: dict[str,
 
 def _replace(output: str) -> None:
     """Put the run aside, its record first: while that is away, the old run is what the folder holds."""
-    names = [name for name in storage.list_names(output) if not name.startswith((LEASE, REPLACED))]
+    names = [name for name in folders.list_names(output) if not name.startswith((LEASE, REPLACED))]
     for name in sorted(names, key=lambda name: name != RUN):
-        storage.move_tree(storage.join(output, name), storage.join(output, REPLACED, name))
+        folders.move_tree(storage.join(output, name), storage.join(output, REPLACED, name))
 
 
 def _restore(output: str) -> None:
     """Bring back what was put aside, its record last."""
     replaced = storage.join(output, REPLACED)
-    for name in sorted(storage.list_names(replaced), key=lambda name: name == RUN):
-        storage.move_tree(storage.join(replaced, name), storage.join(output, name))
-    storage.remove_tree(replaced)
+    for name in sorted(folders.list_names(replaced), key=lambda name: name == RUN):
+        folders.move_tree(storage.join(replaced, name), storage.join(output, name))
+    folders.remove_tree(replaced)
 
 
 def _settle_replaced(output: str) -> None:
     """End an --overwrite that died: its own run had begun and stays, or else the old one comes back."""
-    names = storage.list_names(output)
+    names = folders.list_names(output)
     if REPLACED in names:
-        storage.remove_tree(storage.join(output, REPLACED)) if RUN in names else _restore(output)
+        folders.remove_tree(storage.join(output, REPLACED)) if RUN in names else _restore(output)
 
 
 def _clear(output: str, keep: tuple[str, ...]) -> None:
-    for name in storage.list_names(output):
+    for name in folders.list_names(output):
         if name in keep:
             continue
         uri = storage.join(output, name)
-        storage.remove_tree(uri) if storage.is_folder(uri) else storage.remove(uri)
+        folders.remove_tree(uri) if folders.is_folder(uri) else storage.remove(uri)
 
 
 def _folders_to_make(output: str) -> list[str]:

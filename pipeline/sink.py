@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import schema, storage
+from pipeline import folders, schema, storage
 from pipeline.errors import PipelineError
 from pipeline.prediction_table import (
     ATTEMPTS,
@@ -140,13 +140,13 @@ class Sink:
 
     def finish(self) -> None:
         """Remove what only an unfinished run needs."""
-        storage.remove_tree(self._attempts_uri)
+        folders.remove_tree(self._attempts_uri)
 
     def _open_attempt(self) -> str:
         """A new attempt: what earlier ones left unpublished goes, public failed rows go back among the held."""
-        names = [name for name in storage.list_names(self._attempts_uri) if name != HELD]
+        names = [name for name in folders.list_names(self._attempts_uri) if name != HELD]
         for name in names:
-            storage.remove_tree(storage.join(self._attempts_uri, name))
+            folders.remove_tree(storage.join(self._attempts_uri, name))
         public = prediction_files(self.output)
         for uri in public:
             name = uri.rsplit("/", 1)[-1]
@@ -160,7 +160,7 @@ class Sink:
         return storage.join(self._held_uri, name)
 
     def _held_files(self) -> list[str]:
-        return [self._held(name) for name in storage.list_names(self._held_uri) if name.endswith(".parquet")]
+        return [self._held(name) for name in folders.list_names(self._held_uri) if name.endswith(".parquet")]
 
     def _ok_files(self) -> list[str]:
         return [uri for uri in prediction_files(self.output) if is_ok(uri)]

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from pipeline import storage
+from pipeline import folders, storage
 from pipeline.errors import PipelineError
 from pipeline.model_spec import read_spec
 from pipeline.progress import duration, say
@@ -44,7 +44,7 @@ def fit_all(trainings: dict[str, TrainConfig], scratch_uri: str, parallel: int) 
             " the same command goes on with them"
         )
     results = [dict(found[i].metrics or {}) for i in range(len(found))]
-    storage.remove_tree(scratch_uri)
+    folders.remove_tree(scratch_uri)
     return {result["name"]: {metric: float(result[metric]) for metric in METRICS} for result in results}
 
 

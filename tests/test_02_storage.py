@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import storage
+from pipeline import folders, storage
 from pipeline.errors import InputError
 
 ODD_NAMES = ["a b.jpg", "ä ö.jpg", "100%.jpg", "x#y.jpg", "q?.jpg", "plus+.jpg", "日本.jpg"]
@@ -28,7 +28,7 @@ def test_what_was_put_is_read_and_replaced_whole(root: str) -> None:
     storage.write_bytes(uri, b"one")
     storage.write_bytes(uri, b"two")
     assert storage.read_bytes(uri) == b"two"
-    assert storage.list_names(storage.join(root, "deep", "er")) == ["file.bin"]
+    assert folders.list_names(storage.join(root, "deep", "er")) == ["file.bin"]
     assert storage.info(uri).size_bytes == 3
 
 
@@ -36,7 +36,7 @@ def test_what_was_put_is_read_and_replaced_whole(root: str) -> None:
 def test_odd_names_come_through(root: str, name: str) -> None:
     uri = storage.join(root, "odd", name)
     storage.write_bytes(uri, name.encode())
-    (found,) = storage.walk_files(root)
+    (found,) = folders.walk_files(root)
     assert found.path == f"odd/{name}"
     assert storage.read_version(found.uri, found.version, timeout_s=10) == name.encode()
 
@@ -45,8 +45,8 @@ def test_walking_is_in_the_order_of_the_paths_bytes(root: str) -> None:
     names = ["b/c/d", "a-b", "a/x", "a0", "B", "a/é", "a/z/1", "ab"]
     for name in names:
         storage.write_bytes(storage.join(root, name), b"x")
-    assert [found.path for found in storage.walk_files(root)] == sorted(names, key=str.encode)
-    assert list(storage.walk_files(storage.join(root, "nowhere"))) == []
+    assert [found.path for found in folders.walk_files(root)] == sorted(names, key=str.encode)
+    assert list(folders.walk_files(storage.join(root, "nowhere"))) == []
 
 
 def test_put_if_absent_lets_exactly_one_of_many_through(root: str) -> None:
@@ -82,9 +82,9 @@ def test_move_and_remove(root: str) -> None:
     storage.move(source, target)
     assert storage.read_bytes(target) == b"new" and not storage.exists(source)
     storage.remove(source)  # no complaint
-    storage.remove_tree(root)
-    storage.remove_tree(root)
-    assert storage.list_names(root) == [] and not storage.is_folder(root)
+    folders.remove_tree(root)
+    folders.remove_tree(root)
+    assert folders.list_names(root) == [] and not folders.is_folder(root)
 
 
 def test_a_listing_of_many_pages_is_complete(s3: object) -> None:
@@ -93,7 +93,7 @@ def test_a_listing_of_many_pages_is_complete(s3: object) -> None:
     root = s3.uri("many")  # type: ignore[attr-defined]
     fs = s3fs.S3FileSystem()
     fs.pipe({f"{root}/{i:05d}.jpg": b"x" for i in range(1050)})
-    assert [found.path for found in storage.walk_files(root)] == [f"{i:05d}.jpg" for i in range(1050)]
+    assert [found.path for found in folders.walk_files(root)] == [f"{i:05d}.jpg" for i in range(1050)]
 
 
 def test_a_store_without_pages_is_walked_folder_by_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +102,10 @@ def test_a_store_without_pages_is_walked_folder_by_folder(monkeypatch: pytest.Mo
     for name in names:
         fs.pipe_file(f"{root}/{name}", name.encode())
     monkeypatch.setattr(type(fs), "find", None)  # which would hold everything
-    found = list(storage.walk_files("memory://walked"))
+    found = list(folders.walk_files("memory://walked"))
     assert [file.path for file in found] == sorted(names, key=str.encode)
     assert all(storage.read_bytes(file.uri).decode() == file.path for file in found)
-    assert list(storage.walk_files("memory://nowhere")) == []
+    assert list(folders.walk_files("memory://nowhere")) == []
 
 
 def test_unknown_protocol_is_bad_input() -> None:
@@ -128,5 +128,5 @@ def test_a_folder_goes_though_others_write_there(
 
     storage.write_bytes(str(folder / "late"), b"")
     monkeypatch.setattr(shutil, "rmtree", broken_off)
-    storage.remove_tree(str(folder))
+    folders.remove_tree(str(folder))
     assert not folder.exists()

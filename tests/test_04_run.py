@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import lease, progress, storage
+from pipeline import folders, lease, progress, storage
 from pipeline.errors import InputError, PipelineError
 from pipeline.lease import LEASE, Lease, LeaseLost
 from pipeline.run import open_run
@@ -33,20 +33,20 @@ def test_the_same_run_resumes_and_is_then_complete(output: str) -> None:
             assert run.fresh is expected_fresh and run.summary is None
             run.set_manifest({"content": "abc"})
             run.remember(batch=7)
-            assert LEASE in storage.list_names(output)
+            assert LEASE in folders.list_names(output)
     with open_run(output, "segment", {"tile": 5, "size": [1, 2]}, {"batch_size": 9}) as run:
         assert run.record["batch"] == 7
         run.success({"rows": 3})
     with open_run(output, "segment", {"tile": 5, "size": [1, 2]}, CONFIG) as run:
         assert run.summary is not None and run.summary["rows"] == 3
-    assert LEASE not in storage.list_names(output)
+    assert LEASE not in folders.list_names(output)
 
 
 def test_another_run_is_refused_by_name_and_replaced_only_on_request(output: str) -> None:
     with open_run(output, "segment", {"tile": 5}, CONFIG) as run:
         run.set_manifest({"content": "abc"})
         storage.write_bytes(run.at("predictions", "x"), b"1")
-    before = {f.path: f.size_bytes for f in storage.walk_files(output)}
+    before = {f.path: f.size_bytes for f in folders.walk_files(output)}
     with (
         pytest.raises(InputError, match="result differs in tile.*found 5; expected 6"),
         open_run(output, "segment", {"tile": 6}, CONFIG),
@@ -56,7 +56,7 @@ def test_another_run_is_refused_by_name_and_replaced_only_on_request(output: str
         pass
     with pytest.raises(InputError, match="manifest differs"), open_run(output, "segment", {"tile": 5}, CONFIG) as run:
         run.set_manifest({"content": "other"})
-    assert {f.path: f.size_bytes for f in storage.walk_files(output)} == before
+    assert {f.path: f.size_bytes for f in folders.walk_files(output)} == before
     with open_run(output, "segment", {"tile": 6}, CONFIG, overwrite=True) as run:
         assert not storage.exists(run.at("predictions", "x"))
 
@@ -71,11 +71,11 @@ def test_bad_input_leaves_the_folder_as_it_was(output: str) -> None:
 def test_bad_input_brings_back_what_overwrite_was_to_replace(output: str) -> None:
     with open_run(output, "segment", {"tile": 5}, CONFIG) as run:
         storage.write_bytes(run.at("predictions", "x"), b"1")
-    before = {f.path: storage.read_bytes(f.uri) for f in storage.walk_files(output)}
+    before = {f.path: storage.read_bytes(f.uri) for f in folders.walk_files(output)}
     with pytest.raises(InputError), open_run(output, "segment", {"tile": 6}, CONFIG, overwrite=True) as run:
         storage.write_bytes(run.at("predictions", "y"), b"2")
         raise InputError("no picture")
-    assert {f.path: storage.read_bytes(f.uri) for f in storage.walk_files(output)} == before
+    assert {f.path: storage.read_bytes(f.uri) for f in folders.walk_files(output)} == before
 
 
 def test_a_failure_keeps_what_was_done(output: str) -> None:
@@ -83,7 +83,7 @@ def test_a_failure_keeps_what_was_done(output: str) -> None:
         storage.write_bytes(run.at("predictions", "x"), b"1")
         raise PipelineError("died")
     assert storage.exists(storage.join(output, "predictions", "x"))
-    assert LEASE not in storage.list_names(output)
+    assert LEASE not in folders.list_names(output)
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:

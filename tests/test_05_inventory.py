@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import inventory, storage
+from pipeline import folders, inventory, storage
 from pipeline.errors import InputError
 from pipeline.manifest_job import ManifestConfig, make_manifest
 from pipeline.manifest_writer import build_manifest
@@ -34,7 +34,7 @@ def write_inventory(s3: Any, file_format: str, files: int = 3, **extra: Any) -> 
     """
     rows = [
         {"key": f.path, "is_latest": True, "is_delete_marker": False, "size": f.size_bytes, "e_tag": f.version[5:]}
-        for f in storage.walk_files(s3.uri())
+        for f in folders.walk_files(s3.uri())
     ]
     rows += [dict(row, is_latest=False, size=1, e_tag="old") for row in rows[::2]]
     rows += [{"key": "drive/gone.jpg", "is_latest": True, "is_delete_marker": True, "size": None, "e_tag": None}]
@@ -114,7 +114,7 @@ def test_an_inventory_gives_the_manifest_that_a_listing_gives(
 
 def test_a_copy_of_an_inventory_is_read_beside_its_manifest(bucket: Any, lists: Any, tmp_path: Path) -> None:
     uri = write_inventory(bucket, "CSV", to=lists)
-    for file in storage.walk_files(lists.uri("lists", bucket.bucket)):
+    for file in folders.walk_files(lists.uri("lists", bucket.bucket)):
         storage.write_bytes(str(tmp_path / "copy" / file.path), storage.read_bytes(file.uri))
     copied = build_manifest(
         str(tmp_path / "copy" / "daily" / "2026-01-02T01-00Z" / "manifest.json"), str(tmp_path / "m")

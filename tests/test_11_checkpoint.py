@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import storage
+from pipeline import folders
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.errors import InputError
 from pipeline.labels import load_label_set
@@ -54,7 +54,7 @@ def check_round_trip(uri: str) -> None:
     model, spec = load_checkpoint(uri)
     assert torch.equal(torch.rand(1), expected_random)  # loading costs nobody's seed
     assert spec == SPEC == read_spec(uri) and not model.training and same(model, saved)
-    names = storage.list_names(uri)
+    names = folders.list_names(uri)
     assert len(names) == 2 and names[0] == "model.json" and names[1].startswith("weights-")
 
 
@@ -105,7 +105,7 @@ def test_a_reader_sees_the_old_network_or_the_new_one(tmp_path):
         stop.set()
         reader.join()
     assert not wrong
-    assert len(storage.list_names(uri)) == 2
+    assert len(folders.list_names(uri)) == 2
 
 
 def test_the_fingerprint_knows_what_changes_a_mask(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import increment, manifest_writer, read_predictions, schema, storage
+from pipeline import folders, increment, manifest_writer, read_predictions, schema, storage
 from pipeline.errors import InputError
 from pipeline.increment import KeyIndex, settle, take_increment
 from pipeline.labels import CAMVID
@@ -132,11 +132,11 @@ def test_unchanged_rows_are_carried_and_the_others_done(source: str, tmp_path: P
 def test_a_collection_that_grows_at_its_end_touches_no_file(source: str, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
     first_night(source, output)
-    kept = {f.path: f.version for f in storage.walk_files(f"{output}/predictions")}
+    kept = {f.path: f.version for f in folders.walk_files(f"{output}/predictions")}
     (Path(source) / "4").mkdir()
     (Path(source) / "4" / "0.jpg").write_bytes(b"new")
     next_night(source, output)
-    now = {f.path: f.version for f in storage.walk_files(f"{output}/predictions")}
+    now = {f.path: f.version for f in folders.walk_files(f"{output}/predictions")}
     assert kept.items() <= now.items() and len(now) == len(kept) + 1
     assert nights(output)["4/0.jpg"] == 2
 
@@ -181,7 +181,7 @@ def test_new_travelling_columns_reach_carried_rows(tmp_path: Path) -> None:
 def test_bad_input_leaves_the_run_as_it_was(source: str, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
     first_night(source, output)
-    before = {f.path: f.version for f in storage.walk_files(output)}
+    before = {f.path: f.version for f in folders.walk_files(output)}
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="source differs"):
         next_night(str(tmp_path / "empty"), output)
@@ -189,7 +189,7 @@ def test_bad_input_leaves_the_run_as_it_was(source: str, tmp_path: Path) -> None
     Path(source).mkdir()
     with pytest.raises(InputError, match="no picture found"):
         next_night(source, output)
-    assert {f.path: f.version for f in storage.walk_files(output)} == before
+    assert {f.path: f.version for f in folders.walk_files(output)} == before
 
 
 class Killed(BaseException):
@@ -214,8 +214,9 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], Non
 
         return call
 
-    for name in ("write_bytes", "move", "remove", "remove_tree"):
-        monkeypatch.setattr(storage, name, watched(name, getattr(storage, name)))
+    changes = [(storage, "write_bytes"), (storage, "move"), (storage, "remove"), (folders, "remove_tree")]
+    for module, name in changes:
+        monkeypatch.setattr(module, name, watched(name, getattr(module, name)))
 
     def arm(step: int, where: str) -> None:
         left[0], half[0] = step, where

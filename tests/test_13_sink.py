@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import read_predictions, schema, storage
+from pipeline import folders, read_predictions, schema, storage
 from pipeline.errors import InputError, PipelineError
 from pipeline.labels import CAMVID
 from pipeline.manifest import region_key
@@ -65,7 +65,7 @@ def test_only_published_files_are_seen_and_counted(output: str) -> None:
     again.publish(write_rows(table([2, 3]), again.attempt_uri))
     again.audit(np.arange(4))
     again.finish()
-    assert storage.list_names(output) == ["predictions"]
+    assert folders.list_names(output) == ["predictions"]
     assert len(public(output)) == 4
 
 

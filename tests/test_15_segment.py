@@ -21,7 +21,7 @@ import torch
 from conftest import Finished, end, start_job
 from PIL import Image
 
-from pipeline import increment, read_predictions, storage, streams
+from pipeline import folders, increment, read_predictions, storage, streams
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.errors import InputError, PipelineError
 from pipeline.labels import CAMVID
@@ -155,14 +155,14 @@ def test_a_single_block_counts_with_its_warm_up() -> None:
 def test_a_complete_run_is_left_alone_and_another_refused(
     undisturbed: Path, checkpoint: str, pictures: Path, tmp_path: Path
 ) -> None:
-    before = {f.path: f.version for f in storage.walk_files(str(undisturbed))}
+    before = {f.path: f.version for f in folders.walk_files(str(undisturbed))}
     told = segment(SegmentConfig(str(pictures), checkpoint, str(undisturbed), batch_size=4))
     assert told.startswith("complete: 60 of 60")
     with pytest.raises(InputError, match="tile_px"):
         segment(SegmentConfig(str(pictures), checkpoint, str(undisturbed), tile_px=512))
     with pytest.raises(InputError, match="source differs"):
         segment(SegmentConfig(str(pictures / "*.png"), checkpoint, str(undisturbed)))
-    assert {f.path: f.version for f in storage.walk_files(str(undisturbed))} == before
+    assert {f.path: f.version for f in folders.walk_files(str(undisturbed))} == before
 
 
 def test_an_output_grows_from_a_part_to_everything(
@@ -176,10 +176,10 @@ def test_an_output_grows_from_a_part_to_everything(
     told = segment(replace(config, limit=None, dry_run=True))
     assert told.startswith("would segment 57 of 60") and "; 3 are committed" in told and "measured over " in told
     first = prediction_files(output)
-    kept = {f.path: f.version for f in storage.walk_files(output)}
+    kept = {f.path: f.version for f in folders.walk_files(output)}
     with pytest.raises(InputError, match="found --limit 3; expected --limit 2"):
         segment(replace(config, limit=2))
-    assert {f.path: f.version for f in storage.walk_files(output)} == kept
+    assert {f.path: f.version for f in folders.walk_files(output)} == kept
     assert segment(replace(config, limit=None)).startswith("60 of 60 regions ok")
     assert set(first) <= set(prediction_files(output)), "what was done was done again"
     assert same_masks(rows_of(output), rows_of(undisturbed))
@@ -249,7 +249,7 @@ def test_a_dry_run_tells_and_writes_nothing(undisturbed: Path, checkpoint: str, 
     )
     assert first[2].startswith("at 3.6 an hour: ") and first[3].startswith("dry run: nothing was written")
     assert list(tmp_path.iterdir()) == []
-    before = {f.path: f.version for f in storage.walk_files(str(undisturbed))}
+    before = {f.path: f.version for f in folders.walk_files(str(undisturbed))}
     again = replace(config, output=str(undisturbed))
     assert segment(again).startswith("nothing to do: all 60 regions are committed")
     with pytest.raises(InputError, match="found the whole collection; expected --limit 5"):
@@ -258,7 +258,7 @@ def test_a_dry_run_tells_and_writes_nothing(undisturbed: Path, checkpoint: str, 
         segment(replace(again, tile_px=512))
     told = segment(replace(again, tile_px=512, overwrite=True))
     assert told.startswith("would segment 60 of 60") and "estimated from 8 pictures" in told
-    assert {f.path: f.version for f in storage.walk_files(str(undisturbed))} == before
+    assert {f.path: f.version for f in folders.walk_files(str(undisturbed))} == before
 
 
 def test_incremental_does_what_is_new_or_changed(
@@ -332,7 +332,7 @@ def test_s3_and_a_manifest_as_the_source(
         storage.write_bytes(s3.uri("checkpoint", file.name), file.read_bytes())
     build_manifest(s3.uri("set"), s3.uri("listed"))
     segment(SegmentConfig(s3.uri("listed"), trained, s3.uri("out"), num_predictors=1))
-    assert "manifest" not in storage.list_names(s3.uri("out"))
+    assert "manifest" not in folders.list_names(s3.uri("out"))
     here = rows_of(s3.uri("out"))
     assert len(here) == 12
     assert same_masks(here, {key: row for key, row in rows_of(undisturbed).items() if key in here})

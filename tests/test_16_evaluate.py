@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import charts, report, schema, storage
+from pipeline import charts, folders, report, schema, storage
 from pipeline.errors import InputError
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.labels import LabelSet, load_label_set
@@ -332,9 +332,9 @@ def test_s3(drawn: Drawn, tmp_path: Path, ray_session: None, s3: Any) -> None:
     found = run(s3.uri("segment"), s3.uri("data"), s3.uri("evaluate"))
     assert found["confusion_matrix"] == drawn.matrix.matrix.tolist()
     assert {"_SUCCESS", "metrics.json", "metrics.parquet", "groups.parquet", "report.html", "pictures"} <= set(
-        storage.list_names(s3.uri("evaluate"))
+        folders.list_names(s3.uri("evaluate"))
     )
-    assert "_stop" not in storage.list_names(s3.uri("evaluate"))
+    assert "_stop" not in folders.list_names(s3.uri("evaluate"))
 
 
 def test_camvid_labels(camvid_subset: Callable[..., Path], tmp_path: Path, ray_session: None) -> None:

@@ -12,7 +12,7 @@ import pytest
 from conftest import Finished
 from PIL import Image
 
-from pipeline import read_predictions, storage
+from pipeline import folders, read_predictions, storage
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.labels import CAMVID
 from pipeline.manifest_job import ManifestConfig, make_manifest
@@ -90,4 +90,4 @@ def test_the_four_jobs_on_s3(ray_session: None, s3: Any, camvid_subset: Callable
     pixels = 6 * 360 * 480
     assert np.sum(metrics["confusion_matrix"]) + np.sum(metrics["unpredicted"]) + metrics["ignored"] == pixels
     assert b"<html" in storage.read_bytes(s3.uri("evaluate", "report.html"))
-    assert storage.list_names(s3.uri("train")).count("_SUCCESS") == 1
+    assert folders.list_names(s3.uri("train")).count("_SUCCESS") == 1

@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # The rooms in the order data flows through them; a room imports only rooms to its left. This is the one list.
 ROOMS = (
-    "errors process labels storage options schema decode cluster lease run progress timings board "
+    "errors process labels storage folders options schema decode cluster lease run progress timings board "
     "collection collection_table inventory manifest manifest_writer portion manifest_job regions "
     "transforms samples label_scan models losses schedules metrics "
     "model_spec checkpoint tiling resizing winners answers engines predictor rle masks import_config import_model "

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
+from pipeline import folders, storage
 from pipeline.manifest_writer import build_manifest
 from scaling.measure import folder_for, header, measure
 
@@ -67,7 +67,7 @@ def _simulate(keys: int, page_ms: float) -> None:
 
 def _listed(keys: int, page_ms: float) -> str:
     _simulate(keys, page_ms)
-    return f"{sum(1 for _ in storage.walk_files('s3://bucket')):,} files"
+    return f"{sum(1 for _ in folders.walk_files('s3://bucket')):,} files"
 
 
 def _manifested(keys: int, page_ms: float, source: str, uri: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import schema, storage
+from pipeline import folders, schema, storage
 from pipeline.labels import CAMVID
 from pipeline.manifest import SUMMARY, Manifest, open_manifest
 from pipeline.manifest_writer import ROWS_PER_GROUP, ROWS_PER_PART
@@ -172,6 +172,6 @@ def _judged(manifest_uri: str, output: str) -> str:
     assert manifest is not None
     index = KeyIndex(manifest, Portion().ids(manifest))
     carrier = Carrier(output, index, list(manifest.units()), schema.predictions_schema(manifest.travelling))
-    files = storage.list_names(f"{output}/predictions")
+    files = folders.list_names(f"{output}/predictions")
     carried = sum(int((carrier.judge(f"{output}/predictions/{name}")[1] >= 0).sum()) for name in files)
     return f"{carried:,} carried"

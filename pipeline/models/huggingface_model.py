@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import storage
+from pipeline import folders, storage
 from pipeline.errors import InputError
 from pipeline.models import optional_library
 from pipeline.models.backbones import widen_first_convolution
@@ -82,7 +82,7 @@ class HuggingFaceModel(nn.Module):
     @staticmethod
     def weights_sha256(name: str, options: Mapping[str, Any]) -> str | None:
         sha256 = hashlib.sha256()
-        for file in storage.list_names(name) if "config" not in options else ():
+        for file in folders.list_names(name) if "config" not in options else ():
             if file.endswith((".safetensors", ".bin")):
                 sha256.update(hashlib.sha256(storage.read_bytes(storage.join(name, file))).digest())
         return sha256.hexdigest()
@@ -174,7 +174,7 @@ def _local(folder: str) -> Iterator[str]:
         yield storage.local_path(folder)
         return
     with tempfile.TemporaryDirectory() as path:
-        for name in storage.list_names(folder):
+        for name in folders.list_names(folder):
             if name.endswith((".json", ".safetensors", ".bin")):
                 with open(os.path.join(path, name), "wb") as file:
                     file.write(storage.read_bytes(storage.join(folder, name)))

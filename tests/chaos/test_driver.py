@@ -13,7 +13,7 @@ from chaos.conftest import MakeJobs, Undisturbed
 from chaos.drivers import Runs
 from chaos.record import recorded
 from chaos.test_processes import committed
-from pipeline import storage
+from pipeline import folders
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
@@ -74,9 +74,9 @@ def test_no_committed_row_is_predicted_again(jobs: Runs, undisturbed: Undisturbe
         with case.attempt():
             output = jobs.output()
             jobs.kill_at(output, ("replace predictions/ok", 5))
-            before = {file.path: file.version for file in storage.walk_files(f"{output}/predictions")}
+            before = {file.path: file.version for file in folders.walk_files(f"{output}/predictions")}
             assert len(before) == 4
             jobs.finish(output)
-            after = {file.path: file.version for file in storage.walk_files(f"{output}/predictions")}
+            after = {file.path: file.version for file in folders.walk_files(f"{output}/predictions")}
             assert before.items() <= after.items()
             case.audit(output, undisturbed.rows)

@@ -13,7 +13,7 @@ from conftest import S3, Finished, Head
 from chaos.conftest import MakeJobs, Undisturbed
 from chaos.proxy import FaultProxy, Faults
 from chaos.record import recorded
-from pipeline import storage
+from pipeline import folders, storage
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
@@ -37,7 +37,7 @@ def test_credentials_are_in_no_log_and_no_table(
             assert said[-1].wait() == 1, said[-1].stderr
             proxy.fail(Faults())
             texts = {f"driver {n}": (driver.stdout + driver.stderr).encode() for n, driver in enumerate(said)}
-            texts |= {file.uri: storage.read_bytes(file.uri) for file in storage.walk_files(s3.uri("out"))}
+            texts |= {file.uri: storage.read_bytes(file.uri) for file in folders.walk_files(s3.uri("out"))}
             texts |= {str(path): path.read_bytes() for path in cluster.folder.rglob("*") if path.is_file()}
             assert len(texts) > 40 and any("worker" in name for name in texts)
             wanted = {**secrets, "RAY_AUTH_TOKEN": os.environ["RAY_AUTH_TOKEN"]}

@@ -100,11 +100,16 @@ def histogram(counts: Sequence[int]) -> str:
             )
     parts.append(f'<line x1="0" x2="640" y1="{15 + height}" y2="{15 + height}"/>')
     parts += [
-        f'<text class="{anchor} soft" x="{x}" y="{28 + height}" font-size="10">{text}</text>'
-        for anchor, x, text in (("start", 0, "0"), ("", 320, "mIoU of the picture 0.5"), ("row", 640, "1"))
+        f'<text class="{anchor} soft" x="{x}" y="{below + height}" font-size="10">{text}</text>'
+        for anchor, x, below, text in (
+            ("start", 0, 28, "0"),
+            ("", 320, 28, "0.5"),
+            ("row", 640, 28, "1"),
+            ("", 320, 42, "mIoU of the picture"),
+        )
     ]
     return (
-        f'<svg class="histogram" viewBox="0 0 640 {36 + height:.0f}" role="img" aria-label="Pictures by mIoU">'
+        f'<svg class="histogram" viewBox="0 0 640 {50 + height:.0f}" role="img" aria-label="Pictures by mIoU">'
         f"{''.join(parts)}</svg>"
     )
 

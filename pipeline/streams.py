@@ -100,7 +100,8 @@ def _on_a_worker(checkpoint: str, predict: PredictOptions, read: ReadOptions, ro
     import ray
 
     cores = min(cores, cluster.cores_of_a_node())
-    where = ray.remote(num_cpus=cores, num_gpus=1 if predict.device == "cuda" else 0, max_retries=0)
+    # one call and its worker ends: the next task there would find a heap and threads that were set for a predictor
+    where = ray.remote(num_cpus=cores, num_gpus=int(predict.device == "cuda"), max_retries=0, max_calls=1)
     try:
         found: Layout | None = ray.get(where(probe).remote(checkpoint, predict, read, rows, cores))
     except ray.exceptions.RayError:  # the predictors will meet it too, and know what to do

@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import InputError, nearest
 
@@ -80,14 +80,19 @@ class _Compiled:
         import torch
 
         _use_own_cache()
-        # one thread: an actor wants no pool of compilers beside it
-        options: dict[str, Any] = {"freezing": True, "compile_threads": 1}
         self._eager = network
-        self._compiled: Network = torch.compile(network, dynamic=False, options=options)
+        self._compiled: Network = torch.compile(network, dynamic=False)
         self._shapes: set[tuple[int, ...]] = set()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._compiled(x) if _takes(self._shapes, x) else self._eager(x)
+        from torch._inductor import config
+
+        if not _takes(self._shapes, x):
+            return self._eager(x)
+        # For the whole call: as an option of torch.compile `freezing` would come after the tracing, which has made the
+        # weights inputs by then, and nothing would be frozen. One thread: an actor wants no pool of compilers beside it
+        with config.patch(freezing=True, compile_threads=1):
+            return self._compiled(x)
 
 
 def _use_own_cache() -> None:

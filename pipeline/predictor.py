@@ -22,6 +22,7 @@ from pipeline.errors import InputError
 from pipeline.model_spec import ModelSpec
 from pipeline.models.fold import fold_batch_norm
 from pipeline.models.limits import UNLIMITED, InputLimits, Range
+from pipeline.models.pack import pack_convolutions
 from pipeline.models.views import Views
 from pipeline.process import keep_freed_memory
 from pipeline.tiling import Cut, cut_fixed, cut_side
@@ -103,6 +104,8 @@ class Predictor:
         if examples:
             network = fold_batch_norm(network, examples[0][:1])
         network = network.to(memory_format=getattr(model, "memory_format", torch.channels_last))
+        if examples and (device, engine, self.precision) == ("cpu", "eager", "float32"):
+            network = pack_convolutions(network, examples[0][:1])
         self.model: Network = run_by(engine, network, examples)
         if flip or tuple(scales) != (1.0,):
             if self.limits is not UNLIMITED and tuple(scales) != (1.0,):

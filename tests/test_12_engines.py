@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.export import Dim
 
 from pipeline import engines
@@ -133,7 +135,11 @@ def test_compiled_gives_the_same_masks(case: str, segformer: Path, tmp_path: Pat
         network = build_model(f"hf:{segformer}", num_classes=3)
     elif case == "fixed size":
         network = build_model(exported(tmp_path, fixed=True), num_classes=3)
+    before = counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"]
     assert_close(network.eval(), "compiled", **({"flip": True} if case == "views" else {}))
+    if case == "small" and platform.machine() == "x86_64":
+        packed = counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"] - before
+        assert packed >= 2, "the weights of its convolutions were inputs of the compiled code, not parts of it"
 
 
 @pytest.mark.parametrize(

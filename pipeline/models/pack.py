@@ -1,0 +1,68 @@
+"""Convolutions by oneDNN, their weights kept in the order in which it reads them (inference in float32 on an x86 CPU).
+
+torch leaves 1 x 1 convolutions in one thread to the BLAS that it was built with (`use_mkldnn` of its Convolution.cpp),
+and reorders the weights of the others for oneDNN at every call. Both are of small account on the processors that this
+was chosen on, and not on others: docs/performance.md has what it gains. The operators are those that torch.compile
+puts in place of a frozen network's convolutions.
+"""
+
+from __future__ import annotations
+
+import copy
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.fold import TOLERANCE
+
+
+class PackedConv2d(nn.Module):
+    """What a `Conv2d` gives, N x C x H x W float32 each way; for any size and batch."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.bias = convolution.bias
+        self.geometry = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
+        # no size named: the order that serves any. Not a buffer: such a tensor is neither saved nor moved
+        self.packed: Any = torch.ops.mkldnn._reorder_convolution_weight(convolution.weight, *self.geometry, [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            x, self.packed, self.bias, *self.geometry, "none", [], ""
+        )
+        return found
+
+
+def pack_convolutions(model: nn.Module, example: Tensor) -> nn.Module:
+    """A copy of `model` in eval mode with its convolutions packed; `model` itself where that cannot be done.
+
+    `example` is an input (N x B x H x W) that the network takes. Weights that are not packed are shared with `model`.
+    """
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return model
+    try:
+        with torch.no_grad():
+            packed = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+            for name, module in list(packed.named_modules()):
+                if _packable(module):
+                    parent, _, child = name.rpartition(".")
+                    setattr(packed.get_submodule(parent), child, PackedConv2d(module))
+            expected = model(example)
+            difference = (packed(example) - expected).abs().max()
+    except Exception:  # a network that cannot be copied, or reads its convolutions' weights, runs as it is
+        return model
+    return packed if bool(difference <= TOLERANCE * expected.abs().max()) else model
+
+
+def _packable(module: nn.Module) -> bool:
+    """Nothing that is a convolution of its own kind, nor one that somebody watches."""
+    return (
+        type(module) is nn.Conv2d
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and module.weight.dtype is torch.float32
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )

@@ -32,6 +32,7 @@ from pipeline.labels import CAMVID
 from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
 from pipeline.models.fold import fold_batch_norm
+from pipeline.models.pack import pack_convolutions
 from pipeline.predictor import Prediction, Predictor
 from pipeline.resizing import resize_pixels
 
@@ -133,6 +134,10 @@ def _rows(name: str, config: EnginesConfig, picture: np.ndarray) -> list[Row]:
         model, spec = network()
         return fold_batch_norm(model, torch.rand(1, spec.bands, 128, 128)), spec
 
+    def packed() -> tuple[nn.Module, ModelSpec]:
+        model, spec = folded()
+        return pack_convolutions(model.to(memory_format=pixels), torch.rand(1, spec.bands, 128, 128)), spec
+
     def predictor(engine: str) -> Step:
         built = Predictor(*network(), device="cpu", threads=config.threads, engine=engine)
 
@@ -148,6 +153,7 @@ def _rows(name: str, config: EnginesConfig, picture: np.ndarray) -> list[Row]:
         "plain": lambda: Plain(*network(), planes),
         "channels last": lambda: Plain(*network(), pixels),
         "and batch norm folded": lambda: Plain(*folded(), pixels),
+        "and convolutions packed": lambda: Plain(*packed(), pixels),
         "and argmax, confidence, counts in one pass (`eager`)": lambda: predictor("eager"),
         "`compiled`": lambda: predictor("compiled"),
         "`onnx`": lambda: predictor("onnx"),

@@ -4,8 +4,9 @@
 
 The networks take turns, one forward each a round, so that whatever else the machine does falls on all of them alike;
 times are medians over the rounds, after one round that is thrown away. Each runs as the predictor runs it: batch norm
-folded, channels last, float32. The published ratios are those of Huo et al. 2023 (512 x 512 on a Quadro P4000:
-`lightweight` 45 ms, FCN-8s 160 ms, UNet 146 ms, PSPNet 120 ms) and of Shen and Sun 2022 (attention: 42 to 47 ms).
+folded, channels last, convolutions packed (on a CPU), float32. The published ratios are those of Huo et al. 2023
+(512 x 512 on a Quadro P4000: `lightweight` 45 ms, FCN-8s 160 ms, UNet 146 ms, PSPNet 120 ms) and of Shen and Sun 2022
+(attention: 42 to 47 ms).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pipeline.cli import main
 from pipeline.errors import InputError
 from pipeline.models import MODELS, build_model
 from pipeline.models.fold import fold_batch_norm
+from pipeline.models.pack import pack_convolutions
 
 NUM_CLASSES = 21  # VOC's, as in the papers' tables
 PRESETS: dict[str, list[dict[str, Any]]] = {  # what a paper compared with, beside or instead of the defaults
@@ -115,7 +117,10 @@ def _row(name: str, options: dict[str, Any], x: Tensor) -> Row:
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         shadow(torch.empty(x.shape, device="meta"))
-    network = fold_batch_norm(network.to(x.device), x[..., :128, :128]).to(memory_format=torch.channels_last)
+    example = x[..., :128, :128]
+    network = fold_batch_norm(network.to(x.device), example).to(memory_format=torch.channels_last)
+    if not x.is_cuda:
+        network = pack_convolutions(network, example)
     full_name = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
     return Row(full_name, network, parameters, counter.get_total_flops() / 2, _peak_bytes(network, x), [])
 

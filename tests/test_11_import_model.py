@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import Finished
+from exported import ANY, Fine, Given, Small, export
 from PIL import Image
-from test_08_any_model import ANY, Given, Small, export
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 from torch.nn import functional
 
@@ -175,14 +175,6 @@ def test_probabilities_are_taken_for_what_they_are(config: Callable[..., ImportC
 
 
 # ---- a fixed batch, a fixed size -------------------------------------------------------------------------------------
-
-
-class Fine(nn.Conv2d):
-    """Sees one pixel around each: its tiles are exactly the whole."""
-
-    def __init__(self) -> None:
-        torch.manual_seed(1)
-        super().__init__(3, 4, 3, padding=1)
 
 
 def test_a_program_of_one_batch_and_size_is_padded_and_tiled(

@@ -1,10 +1,8 @@
-"""The predictor: against the plain definition, by itself or in company, whole or in tiles; and class maps as bytes."""
+"""The predictor: against the plain definition, by itself or in company, whole or in tiles."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import multiprocessing
 import platform
 import resource
@@ -15,59 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from PIL import Image
-from pycocotools import mask as coco
+from local_network import SPEC, Local, assert_same, pictures, predict
 from torch import Tensor, nn
 
-from pipeline import masks
 from pipeline.errors import InputError
-from pipeline.labels import IGNORE, LabelSet, load_label_set
-from pipeline.model_spec import ModelSpec
+from pipeline.labels import LabelSet
 from pipeline.models import build_model
 from pipeline.models.views import Views
-from pipeline.predictor import DeviceError, Prediction, Predictor
+from pipeline.predictor import Predictor
 from pipeline.tiling import cut_side
-
-LABELS = LabelSet("three", ("a", "b", "c"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
-SPEC = ModelSpec("local", {}, LABELS)
-
-
-class Local(nn.Sequential):
-    """A fully convolutional network that sees 15 pixels around each pixel, partly on a grid of stride 4."""
-
-    def __init__(self, classes: int = 3) -> None:
-        torch.manual_seed(0)
-        super().__init__(
-            nn.Conv2d(3, 8, 3, stride=2, padding=1),
-            nn.BatchNorm2d(8),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Upsample(scale_factor=4, mode="bilinear"),
-            nn.Conv2d(8, classes, 3, padding=1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        return super().forward(x)[..., :height, :width]
-
-
-def pictures(*sizes: tuple[int, int], seed: int = 0) -> list[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
-
-
-def predict(predictor: Predictor, given: list[np.ndarray]) -> list[Prediction]:
-    answers = predictor.predict(given)
-    assert all(isinstance(answer, Prediction) for answer in answers), answers
-    return answers
-
-
-def assert_same(first: Prediction, second: Prediction) -> None:
-    for field in dataclasses.fields(Prediction):
-        np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name), err_msg=field.name)
-
 
 # ---- what it says --------------------------------------------------------------------------------------------------
 
@@ -125,6 +79,65 @@ def test_the_lightweight_network_on_odd_sizes():
     assert_same(predict(predictor, given[:1])[0], together[0])
 
 
+def test_views_are_averaged_and_confidence_is_kept_on_request():
+    model = Local().eval()
+    pixels = np.random.default_rng(3).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    plain = Predictor(model, SPEC, device="cpu").predict([pixels])[0]
+    seen = Predictor(model, SPEC, device="cpu", flip=True, scales=(1.0, 0.5), keep_confidence=True)
+    found, mirrored = seen.predict([pixels, np.ascontiguousarray(pixels[:, ::-1])])
+    x = (torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - torch.tensor(SPEC.mean)[:, None, None]) / torch.tensor(
+        SPEC.std
+    )[:, None, None]
+    with torch.no_grad():
+        p = Views(model, flip=True, scales=(1.0, 0.5))(x).softmax(1)[0]
+    confidence, class_map = p.max(0)
+    assert (found.class_map == class_map.numpy()).mean() > 0.999
+    np.testing.assert_allclose(found.confidence / 255, confidence.numpy(), atol=0.6 / 255)
+    assert found.confidence.dtype == np.uint8 and plain.confidence is None
+    assert not np.array_equal(found.class_map, plain.class_map)
+    assert (mirrored.class_map[:, ::-1] == found.class_map).mean() > 0.999
+
+
+@pytest.mark.parametrize("options", [{}, {"tile_px": 160, "overlap_px": 64}])
+def test_probabilities_are_the_softmax_of_every_class(options):
+    """Whole or in tiles; the winner's is the confidence."""
+    (picture,) = pictures((201, 333))
+    network = Local().eval()
+    predictor = Predictor(network, SPEC, keep_confidence=True, keep_probabilities=True, **options)
+    (found,) = predict(predictor, [picture])
+    with torch.no_grad():
+        x = (torch.from_numpy(picture) / 255 - torch.tensor(SPEC.mean)) / torch.tensor(SPEC.std)
+        p = network(x.permute(2, 0, 1)[None]).softmax(1)[0].numpy()
+    assert found.probabilities.shape == (3, 201, 333) and found.probabilities.dtype == np.uint8
+    np.testing.assert_allclose(found.probabilities / 255, p, atol=0.6 / 255)
+    np.testing.assert_array_equal(found.probabilities.max(0), found.confidence)
+
+
+def test_probabilities_of_channels_of_one_class_add_up():
+    """Channel 1 stands for no class of the label set, 0 and 2 for the same."""
+    network = Local().eval()
+    (picture,) = pictures((40, 50))
+    (plain,) = predict(Predictor(network, SPEC, keep_probabilities=True), [picture])
+    spec = dataclasses.replace(SPEC, class_map=(2, None, 2))
+    (found,) = predict(Predictor(network, spec, keep_probabilities=True), [picture])
+    both = plain.probabilities[0].astype(int) + plain.probabilities[2]
+    assert not found.probabilities[:2].any() and np.abs(found.probabilities[2] - both).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile_px": 150, "overlap_px": 100}, "tile_px=150, overlap_px=100; expected tile_px - overlap_px >= 64"),
+        ({"overlap_px": -1}, "overlap_px=-1"),
+        ({"precision": "int8"}, "found int8; expected auto, float32"),
+        ({"batch_size": 0}, "batch size out of range"),
+    ],
+)
+def test_options_out_of_range_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        Predictor(Local().eval(), SPEC, **options)
+
+
 # ---- the same picture, the same mask -------------------------------------------------------------------------------
 
 
@@ -172,142 +185,7 @@ def test_cuts_cover_a_side_once(side, tile, overlap):
         assert before.read.stop - before.keep.stop >= overlap // 2 <= after.keep.start - after.read.start
 
 
-# ---- one picture's trouble is its own ------------------------------------------------------------------------------
-
-
-class Troubled(nn.Module):
-    """Gives its input as logits, after `trouble(input)` had its chance to raise."""
-
-    def __init__(self, trouble) -> None:
-        super().__init__()
-        self.trouble = trouble
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.trouble(x)
-        return x
-
-
-def test_a_picture_that_the_network_raises_on_costs_no_other():
-    def trouble(x: Tensor) -> None:
-        if (x.amax(dim=(1, 2, 3)) < 0).any():
-            raise ValueError("cannot see in the dark")
-
-    given = pictures(*[(20, 30)] * 6)
-    given[2] = np.zeros_like(given[2])
-    answers = Predictor(Troubled(trouble), SPEC, batch_size=4).predict(given)
-    assert isinstance(answers[2], ValueError) and "dark" in str(answers[2])
-    assert all(isinstance(answer, Prediction) for i, answer in enumerate(answers) if i != 2)
-
-
-def test_a_picture_of_other_bands_is_an_answer():
-    grey = np.zeros((20, 30, 1), dtype=np.uint8)
-    flat = np.zeros((20, 30), dtype=np.uint8)
-    empty = np.zeros((0, 30, 3), dtype=np.uint8)
-    answers = Predictor(Local().eval(), SPEC).predict([grey, *pictures((20, 30)), flat, empty])
-    assert isinstance(answers[0], ValueError) and "20x30x1; the network takes HxWx3" in str(answers[0])
-    assert isinstance(answers[1], Prediction)
-    assert isinstance(answers[2], ValueError) and isinstance(answers[3], ValueError)
-
-
-@pytest.mark.parametrize("most", [0, 1, 2])
-def test_a_batch_too_large_for_memory_is_halved(most):
-    def trouble(x: Tensor) -> None:
-        if len(x) > most:
-            raise torch.OutOfMemoryError(f"{len(x)} are too many")
-
-    given = pictures(*[(20, 30)] * 5)
-    answers = Predictor(Troubled(trouble), SPEC, batch_size=4).predict(given)
-    if most == 0:
-        assert all(isinstance(answer, torch.OutOfMemoryError) for answer in answers)
-    else:
-        for answer, picture in zip(answers, given, strict=True):
-            assert_same(answer, predict(Predictor(Troubled(lambda x: None), SPEC), [picture])[0])
-
-
-def test_a_broken_device_is_not_the_picture():
-    def trouble(x: Tensor) -> None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    with pytest.raises(DeviceError, match="illegal memory access"):
-        Predictor(Troubled(trouble), SPEC).predict(pictures((20, 30)))
-
-
-def test_logits_that_are_no_numbers_or_no_logits_are_an_error():
-    class Not(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x * float("nan") if x.shape[-1] == 30 else x[:, :2]
-
-    answers = Predictor(Not(), SPEC).predict(pictures((20, 30), (20, 31)))
-    assert isinstance(answers[0], FloatingPointError) and "no numbers" in str(answers[0])
-    assert isinstance(answers[1], ValueError) and "(1, 2, 20, 31) instead of (1, 3, 20, 31)" in str(answers[1])
-
-
-def test_a_process_that_also_trains_keeps_its_settings():
-    seen = []
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
-    network = Troubled(lambda x: seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic)))
-    Predictor(network, SPEC).predict(pictures((20, 30)))
-    assert seen[-1] == (False, True)
-    assert before == (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"tile_px": 150, "overlap_px": 100}, "tile_px=150, overlap_px=100; expected tile_px - overlap_px >= 64"),
-        ({"overlap_px": -1}, "overlap_px=-1"),
-        ({"precision": "int8"}, "found int8; expected auto, float32"),
-        ({"batch_size": 0}, "batch size out of range"),
-    ],
-)
-def test_options_out_of_range_are_named(options, message):
-    with pytest.raises(InputError, match=message):
-        Predictor(Local().eval(), SPEC, **options)
-
-
-def test_views_are_averaged_and_confidence_is_kept_on_request():
-    model = Local().eval()
-    pixels = np.random.default_rng(3).integers(0, 256, (40, 56, 3), dtype=np.uint8)
-    plain = Predictor(model, SPEC, device="cpu").predict([pixels])[0]
-    seen = Predictor(model, SPEC, device="cpu", flip=True, scales=(1.0, 0.5), keep_confidence=True)
-    found, mirrored = seen.predict([pixels, np.ascontiguousarray(pixels[:, ::-1])])
-    x = (torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - torch.tensor(SPEC.mean)[:, None, None]) / torch.tensor(
-        SPEC.std
-    )[:, None, None]
-    with torch.no_grad():
-        p = Views(model, flip=True, scales=(1.0, 0.5))(x).softmax(1)[0]
-    confidence, class_map = p.max(0)
-    assert (found.class_map == class_map.numpy()).mean() > 0.999
-    np.testing.assert_allclose(found.confidence / 255, confidence.numpy(), atol=0.6 / 255)
-    assert found.confidence.dtype == np.uint8 and plain.confidence is None
-    assert not np.array_equal(found.class_map, plain.class_map)
-    assert (mirrored.class_map[:, ::-1] == found.class_map).mean() > 0.999
-
-
-@pytest.mark.parametrize("options", [{}, {"tile_px": 160, "overlap_px": 64}])
-def test_probabilities_are_the_softmax_of_every_class(options):
-    """Whole or in tiles; the winner's is the confidence."""
-    (picture,) = pictures((201, 333))
-    network = Local().eval()
-    predictor = Predictor(network, SPEC, keep_confidence=True, keep_probabilities=True, **options)
-    (found,) = predict(predictor, [picture])
-    with torch.no_grad():
-        x = (torch.from_numpy(picture) / 255 - torch.tensor(SPEC.mean)) / torch.tensor(SPEC.std)
-        p = network(x.permute(2, 0, 1)[None]).softmax(1)[0].numpy()
-    assert found.probabilities.shape == (3, 201, 333) and found.probabilities.dtype == np.uint8
-    np.testing.assert_allclose(found.probabilities / 255, p, atol=0.6 / 255)
-    np.testing.assert_array_equal(found.probabilities.max(0), found.confidence)
-
-
-def test_probabilities_of_channels_of_one_class_add_up():
-    """Channel 1 stands for no class of the label set, 0 and 2 for the same."""
-    network = Local().eval()
-    (picture,) = pictures((40, 50))
-    (plain,) = predict(Predictor(network, SPEC, keep_probabilities=True), [picture])
-    spec = dataclasses.replace(SPEC, class_map=(2, None, 2))
-    (found,) = predict(Predictor(network, spec, keep_probabilities=True), [picture])
-    both = plain.probabilities[0].astype(int) + plain.probabilities[2]
-    assert not found.probabilities[:2].any() and np.abs(found.probabilities[2] - both).max() <= 1
+# ---- what it keeps -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc to keep freed memory")
@@ -327,71 +205,3 @@ def fresh_pages_of_one_more(size: tuple[int, int]) -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     predict(predictor, given)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-
-# ---- class maps ----------------------------------------------------------------------------------------------------
-
-
-@given(
-    class_map=st.sampled_from([np.uint8, np.uint16]).flatmap(
-        lambda dtype: arrays(dtype, st.tuples(st.integers(1, 9), st.integers(1, 9)))
-    )
-)
-def test_masks_are_what_they_were(class_map):
-    for one in (class_map, class_map.T, np.asfortranarray(class_map)):
-        for mask_format in masks.MASK_FORMATS:
-            data = masks.encode_mask(one, mask_format)
-            found = masks.decode_mask(data, *one.shape, str(one.dtype), mask_format)
-            np.testing.assert_array_equal(found, one)
-            assert found.dtype == one.dtype
-
-
-@given(
-    class_map=st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(
-        lambda shape: arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 1, 1, 7, IGNORE]))
-    )
-)
-def test_run_lengths_are_cocos_own(class_map):
-    annotations = json.loads(masks.encode_mask(np.repeat(class_map, 40, axis=0), "rle"))  # runs beyond one character
-    assert {annotation["category_id"] for annotation in annotations} == set(class_map.ravel().tolist()) - {IGNORE}
-    for annotation in annotations:
-        inside = np.repeat(class_map == annotation["category_id"], 40, axis=0)
-        theirs = coco.encode(np.asfortranarray(inside, dtype=np.uint8))
-        assert annotation["segmentation"]["counts"] == theirs["counts"].decode()
-        assert annotation["segmentation"]["size"] == theirs["size"]
-
-
-def test_a_mask_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="12 bytes is no 3 x 5 of uint8"):
-        masks.decode_mask(bytes(12), 3, 5)
-    for mask_format in ("png", "rle"):
-        with pytest.raises(ValueError, match="is no 3 x 5"):
-            masks.decode_mask(masks.encode_mask(np.zeros((3, 4), np.uint8), mask_format), 3, 5, "uint8", mask_format)
-
-
-def test_a_png_keeps_the_class_ids_and_shows_the_colours():
-    camvid = load_label_set("camvid")
-    class_map = np.array([[0, 5, 10], [IGNORE, 3, 3]], dtype=np.uint8)
-    for colored in (True, False):
-        picture = Image.open(io.BytesIO(masks.to_png(class_map, camvid, colored)))
-        np.testing.assert_array_equal(np.array(picture), class_map)
-    shown = np.array(Image.open(io.BytesIO(masks.to_png(class_map, camvid))).convert("RGB"))
-    np.testing.assert_array_equal(shown, masks.colorize(class_map, camvid))
-    assert tuple(shown[0, 1]) == camvid.colors[5] and tuple(shown[1, 0]) == (0, 0, 0)
-
-
-def test_a_png_of_many_classes():
-    many = LabelSet("many", tuple(f"c{i}" for i in range(300)), tuple((i // 2, 0, 0) for i in range(300)))
-    class_map = np.array([[299, 65535]], dtype=np.uint16)
-    plain = Image.open(io.BytesIO(masks.to_png(class_map, many, colored=False)))
-    np.testing.assert_array_equal(np.array(plain), class_map)
-    shown = np.array(Image.open(io.BytesIO(masks.to_png(class_map, many))))
-    np.testing.assert_array_equal(shown, [[[149, 0, 0], [0, 0, 0]]])
-
-
-def test_an_overlay_leaves_what_was_not_predicted():
-    (picture,) = pictures((1, 2))
-    shown = masks.overlay(picture, np.array([[1, IGNORE]], dtype=np.uint8), LABELS, alpha=1.0)
-    assert tuple(shown[0, 0]) == (0, 255, 0)
-    np.testing.assert_array_equal(shown[0, 1], picture[0, 1])
-    np.testing.assert_array_equal(masks.overlay(picture, np.zeros((1, 2), np.uint8), LABELS, alpha=0.0), picture)

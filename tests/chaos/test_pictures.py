@@ -72,7 +72,7 @@ def test_pictures_that_kill_hang_or_exhaust_their_decoder(
 def test_every_hostile_file_among_good_ones(
     make_jobs: MakeJobs, pictures: Path, folder: Path, undisturbed: Undisturbed, data_dir: Path
 ) -> None:
-    """Each good one right, each bad one a row with its reason, none fatal. Which are bad: see test_03_decode."""
+    """Each good one right, each bad one a row with its reason, none fatal. Which are bad: see test_03_child."""
     collection = folder / "collection"
     shutil.copytree(data_dir / "hostile" / "files", collection)
     expected = {}

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from segment_rows import rows_of, same_masks
 
-from pipeline import increment, storage, streams
+from pipeline import folders, increment, storage, streams
 from pipeline.checkpoint import load_checkpoint
 from pipeline.errors import InputError
 from pipeline.manifest_writer import build_manifest

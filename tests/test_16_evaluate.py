@@ -14,7 +14,7 @@ import pytest
 from drawn_collection import HEIGHT, SET, WIDTH, Drawn, metrics_of
 from PIL import Image
 
-from pipeline import schema, storage
+from pipeline import folders, schema, storage
 from pipeline.errors import InputError
 from pipeline.evaluate import EvaluateConfig, evaluate
 from pipeline.labels import load_label_set

@@ -27,7 +27,7 @@ def soft_dice(logits: Tensor, target: Tensor, class_weights: Tensor | None = Non
     """Mean of 1 - 2|X n Y| / (|X| + |Y|) over the classes present in the batch's truth.
 
     X is the softmax of a class, Y its truth, both summed over the pixels of the batch that count (V-Net, Milletari et
-    al. 2016, without their squares; systems.md's choice for many classes). `class_weights` is taken and not used: the
+    al. 2016, without their squares, extended to many classes). `class_weights` is taken and not used: the
     mean over classes already weighs a thin class like a large one.
     """
     p = functional.softmax(logits.float(), dim=1)

@@ -27,6 +27,8 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+pytest.register_assert_rewrite("network_contract")  # it holds tests, and is no test file
+
 # Before anything imports Ray: a token of our own, so that no test depends on (or writes) ~/.ray/auth_token.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pipeline.errors import InputError
 from pipeline.losses import cross_entropy_dice, with_auxiliary
 from pipeline.models import build_model
 from pipeline.models.fold import fold_batch_norm
+from pipeline.models.pack import pack_convolutions
 
 TESTED: dict[str, type[Network]] = {}  # name in the table -> the subclass
 
@@ -99,6 +101,15 @@ class Network:
             torch.testing.assert_close(folded(x), network(x), rtol=1e-3, atol=1e-3)
         before, left = (sum(isinstance(m, nn.BatchNorm2d) for m in n.modules()) for n in (network, folded))
         assert before > left == self.norms_left
+
+    def test_packing_convolutions_changes_no_logit_by_much(self):
+        network = self.build(4).eval()
+        packed = pack_convolutions(network, torch.rand(1, 3, 64, 64))
+        x = torch.rand(2, 3, 65, 97)
+        with torch.no_grad():
+            torch.testing.assert_close(packed(x), network(x), rtol=1e-3, atol=1e-3)
+        left = [name for name, module in packed.named_modules() if type(module) is nn.Conv2d]
+        assert not left or platform.machine() not in ("x86_64", "AMD64"), left
 
     def test_it_can_be_exported(self):
         network = self.build(2).eval()

@@ -25,7 +25,7 @@ class Size:
 
 MIB = 2**20 / 4  # float32 parameters
 
-SIZES = [  # as printed in the papers (docs/papers.md)
+SIZES = [  # as the papers print them
     Size("lightweight", {}, 23.2 * MIB, 0.02),
     Size("pspnet", {}, 178 * MIB, 0.03),
     Size("fcn8s", {"slim_head": True}, 91.3 * MIB, 0.03),

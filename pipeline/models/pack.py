@@ -1,9 +1,8 @@
-"""Convolutions by oneDNN, their weights kept in the order in which it reads them (inference in float32 on an x86 CPU).
+"""Convolutions by oneDNN, their weights kept in the order in which it reads them (inference in float32, x86 CPUs).
 
-torch leaves 1 x 1 convolutions in one thread to the BLAS that it was built with (`use_mkldnn` of its Convolution.cpp),
-and reorders the weights of the others for oneDNN at every call. Both are of small account on the processors that this
-was chosen on, and not on others: docs/performance.md has what it gains. The operators are those that torch.compile
-puts in place of a frozen network's convolutions.
+torch leaves 1 x 1 convolutions in one thread to its BLAS (`use_mkldnn` in its Convolution.cpp), which takes far longer
+on AMD's processors, and reorders the weights of the others at every call. docs/performance.md has what this gains. The
+operators are those that torch.compile puts in the place of a frozen network's convolutions.
 """
 
 from __future__ import annotations

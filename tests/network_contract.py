@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.losses import cross_entropy_dice, with_auxiliary
 from pipeline.models import build_model
 from pipeline.models.fold import fold_batch_norm
-from pipeline.models.pack import pack_convolutions
+from pipeline.models.pack import MOST_BYTES, pack_convolutions
 
 TESTED: dict[str, type[Network]] = {}  # name in the table -> the subclass
 
@@ -108,7 +108,8 @@ class Network:
         x = torch.rand(2, 3, 65, 97)
         with torch.no_grad():
             torch.testing.assert_close(packed(x), network(x), rtol=1e-3, atol=1e-3)
-        left = [name for name, module in packed.named_modules() if type(module) is nn.Conv2d]
+        convolutions = {name: module for name, module in packed.named_modules() if type(module) is nn.Conv2d}
+        left = [name for name, module in convolutions.items() if module.weight.nbytes <= MOST_BYTES]
         assert not left or platform.machine() not in ("x86_64", "AMD64"), left
 
     def test_it_can_be_exported(self):

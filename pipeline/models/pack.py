@@ -15,29 +15,39 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.fold import TOLERANCE
+from pipeline.process import MIB
+
+mkldnn = torch.ops.mkldnn
+
+
+MOST_BYTES = 64 * MIB  # of a convolution's weights: they are kept twice
 
 
 class PackedConv2d(nn.Module):
-    """What a `Conv2d` gives, N x C x H x W float32 each way; for any size and batch."""
+    """What a `Conv2d` gives, N x C x H x W float32 each way."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
-        self.bias = convolution.bias
-        self.geometry = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
-        # no size named: the order that serves any. Not a buffer: such a tensor is neither saved nor moved
-        self.packed: Any = torch.ops.mkldnn._reorder_convolution_weight(convolution.weight, *self.geometry, [])
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self._geometry = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
+        self._packed: Any = None  # not a buffer: such a tensor is neither saved nor moved
+        self._packed_for: tuple[torch.Size, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, self.packed, self.bias, *self.geometry, "none", [], ""
-        )
+        # The best order depends on both, and another one takes up to twice as long. Shapes change seldom, and packing
+        # costs what torch would spend at every call; kept by shape alone, no mask depends on what was seen before it
+        shape_and_threads = (x.shape, torch.get_num_threads())
+        if self._packed_for != shape_and_threads:
+            self._packed = mkldnn._reorder_convolution_weight(self.weight, *self._geometry, list(x.shape))
+            self._packed_for = shape_and_threads
+        found: Tensor = mkldnn._convolution_pointwise(x, self._packed, self.bias, *self._geometry, "none", [], "")
         return found
 
 
 def pack_convolutions(model: nn.Module, example: Tensor) -> nn.Module:
     """A copy of `model` in eval mode with its convolutions packed; `model` itself where that cannot be done.
 
-    `example` is an input (N x B x H x W) that the network takes. Weights that are not packed are shared with `model`.
+    `example` is an input (N x B x H x W) that the network takes. Weights are shared with `model`.
     """
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return model
@@ -62,6 +72,7 @@ def _packable(module: nn.Module) -> bool:
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)
         and module.weight.dtype is torch.float32
+        and module.weight.nbytes <= MOST_BYTES
         and not module._forward_hooks
         and not module._forward_pre_hooks
     )

@@ -73,5 +73,4 @@ def _fold(network: nn.Module, convolution: Any, norm: Any) -> None:
         transpose=getattr(convolution, "transposed", False),
     )
     name = next(name for name, module in network.named_modules() if module is norm)
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, nn.Identity())
+    network.set_submodule(name, nn.Identity())

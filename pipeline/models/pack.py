@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from pipeline.models.fold import TOLERANCE
 from pipeline.process import MIB
 
-mkldnn = torch.ops.mkldnn
-
-
 MOST_BYTES = 64 * MIB  # of a convolution's weights: they are kept twice
+
+mkldnn = torch.ops.mkldnn
 
 
 class PackedConv2d(nn.Module):
@@ -56,11 +55,10 @@ def pack_convolutions(model: nn.Module, example: Tensor) -> nn.Module:
             packed = copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
             for name, module in list(packed.named_modules()):
                 if _packable(module):
-                    parent, _, child = name.rpartition(".")
-                    setattr(packed.get_submodule(parent), child, PackedConv2d(module))
+                    packed.set_submodule(name, PackedConv2d(module))
             expected = model(example)
             difference = (packed(example) - expected).abs().max()
-    except Exception:  # a network that cannot be copied, or reads its convolutions' weights, runs as it is
+    except Exception:  # a network that cannot be copied, or not take this example, runs as it is
         return model
     return packed if bool(difference <= TOLERANCE * expected.abs().max()) else model
 

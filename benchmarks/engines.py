@@ -24,17 +24,17 @@ import torch
 from networks import processor
 from torch import nn
 
-from pipeline.checkpoint import load_checkpoint
-from pipeline.cli import main
-from pipeline.decode.picture import decode
 from pipeline.errors import InputError
 from pipeline.labels import CAMVID
-from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
-from pipeline.models.fold import fold_batch_norm
-from pipeline.models.pack import pack_convolutions
-from pipeline.predictor import Prediction, Predictor
-from pipeline.resizing import resize_pixels
+from pipeline.models.checkpoint import load_checkpoint
+from pipeline.models.spec import ModelSpec
+from pipeline.prediction.folding import fold_batch_norm
+from pipeline.prediction.packing import pack_convolutions
+from pipeline.prediction.predictor import Prediction, Predictor
+from pipeline.prediction.resizing import resize_pixels
+from pipeline.reading.decode.picture import decode
+from pipeline.runtime.cli import main
 
 NETWORKS = {
     "light": "torchvision:lraspp_mobilenet_v3_large",

@@ -1,4 +1,4 @@
-"""What it gains a predictor on a CPU to keep freed memory (pipeline/process.py): the same network with and without.
+"""What it gains a predictor on a CPU to keep freed memory (pipeline/runtime/process.py): the same network with and without.
 
     python benchmarks/memory.py
 
@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from pipeline import predictor
-from pipeline.cli import main
 from pipeline.labels import CAMVID
-from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
+from pipeline.models.spec import ModelSpec
+from pipeline.prediction import predictor
+from pipeline.runtime.cli import main
 
 
 @dataclass

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.cli import main
 from pipeline.errors import InputError
 from pipeline.models import MODELS, build_model
-from pipeline.models.fold import fold_batch_norm
-from pipeline.models.pack import pack_convolutions
+from pipeline.prediction.folding import fold_batch_norm
+from pipeline.prediction.packing import pack_convolutions
+from pipeline.runtime.cli import main
 
 NUM_CLASSES = 21  # VOC's, as in the papers' tables
 PRESETS: dict[str, list[dict[str, Any]]] = {  # what a paper compared with, beside or instead of the defaults

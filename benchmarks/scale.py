@@ -20,7 +20,7 @@ from scaling.listing import ListingConfig, listing
 from scaling.pictures import PicturesConfig, pictures
 from scaling.plan import PlanConfig, plan
 
-from pipeline.cli import main
+from pipeline.runtime.cli import main
 
 JOBS: dict[str, tuple[Callable[..., None], type]] = {
     "plan": (plan, PlanConfig),

@@ -34,12 +34,12 @@ import torch
 from PIL import Image
 from tiny import make_tiny
 
-from pipeline.checkpoint import save_checkpoint
-from pipeline.cli import main
 from pipeline.errors import InputError
 from pipeline.labels import CAMVID
-from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
+from pipeline.models.checkpoint import save_checkpoint
+from pipeline.models.spec import ModelSpec
+from pipeline.runtime.cli import main
 
 PROJECT = Path(__file__).resolve().parent.parent
 _WARM = 3  # predictions of each process that count as starting up

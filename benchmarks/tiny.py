@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.import_config import ImportConfig
-from pipeline.import_model import import_model
 from pipeline.labels import CAMVID
+from pipeline.prediction.import_config import ImportConfig
+from pipeline.prediction.import_model import import_model
 
 
 class Tiny(nn.Module):

@@ -15,20 +15,21 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from pipeline import folders, storage  # noqa: E402
-from pipeline.cli import main  # noqa: E402
-from pipeline.decode.picture import decode, decode_label  # noqa: E402
+from pipeline import storage  # noqa: E402
 from pipeline.errors import GateError, InputError  # noqa: E402
-from pipeline.evaluate import EvaluateConfig, evaluate  # noqa: E402
-from pipeline.findings import headline, table  # noqa: E402
+from pipeline.evaluate.job import EvaluateConfig, evaluate  # noqa: E402
+from pipeline.evaluate.results import headline, table  # noqa: E402
 from pipeline.labels import SCENES  # noqa: E402
-from pipeline.masks import colorize  # noqa: E402
-from pipeline.options import parse  # noqa: E402
-from pipeline.prediction_table import read_predictions  # noqa: E402
-from pipeline.progress import duration  # noqa: E402
+from pipeline.reading.decode.picture import decode, decode_label  # noqa: E402
+from pipeline.runtime.cli import main  # noqa: E402
+from pipeline.runtime.options import parse  # noqa: E402
+from pipeline.runtime.progress import duration  # noqa: E402
 from pipeline.scenes import write_scenes  # noqa: E402
-from pipeline.segment import SegmentConfig, segment  # noqa: E402
-from pipeline.train import TrainConfig, train  # noqa: E402
+from pipeline.segment.job import SegmentConfig, segment  # noqa: E402
+from pipeline.storage import folders  # noqa: E402
+from pipeline.tables.masks import colorize  # noqa: E402
+from pipeline.tables.prediction_table import read_predictions  # noqa: E402
+from pipeline.training.job import TrainConfig, train  # noqa: E402
 
 
 @dataclasses.dataclass

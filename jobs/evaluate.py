@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.cli import main
-from pipeline.evaluate import EvaluateConfig, evaluate
+from pipeline.evaluate.job import EvaluateConfig, evaluate
+from pipeline.runtime.cli import main
 
 if __name__ == "__main__":
     main(evaluate, EvaluateConfig)

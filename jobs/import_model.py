@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.cli import main
-from pipeline.import_model import ImportConfig, import_model
+from pipeline.prediction.import_model import ImportConfig, import_model
+from pipeline.runtime.cli import main
 
 if __name__ == "__main__":
     main(import_model, ImportConfig)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.cli import main
-from pipeline.manifest_job import ManifestConfig, make_manifest
+from pipeline.catalog.job import ManifestConfig, make_manifest
+from pipeline.runtime.cli import main
 
 if __name__ == "__main__":
     main(make_manifest, ManifestConfig)

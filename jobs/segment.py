@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.cli import main
-from pipeline.segment import segment
-from pipeline.segment_config import SegmentConfig
+from pipeline.runtime.cli import main
+from pipeline.segment.config import SegmentConfig
+from pipeline.segment.job import segment
 
 if __name__ == "__main__":
     main(segment, SegmentConfig)

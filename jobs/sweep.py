@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.cli import main
-from pipeline.sweep import SweepConfig, sweep
+from pipeline.runtime.cli import main
+from pipeline.training.studies.job import SweepConfig, sweep
 
 if __name__ == "__main__":
     main(sweep, SweepConfig)

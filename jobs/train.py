@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline import cli
-from pipeline.train import TrainConfig, train
+from pipeline.runtime import cli
+from pipeline.training.job import TrainConfig, train
 
 if __name__ == "__main__":
     cli.main(train, TrainConfig)

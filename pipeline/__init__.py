@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.prediction_table import read_predictions
-    from pipeline.readers import PredictionsDataset, predictions_dataset, predictions_frame
+    from pipeline.tables.prediction_table import read_predictions
+    from pipeline.tables.readers import PredictionsDataset, predictions_dataset, predictions_frame
 
 __all__ = ["PredictionsDataset", "predictions_dataset", "predictions_frame", "read_predictions"]
 __version__ = "0.1.0"
@@ -18,11 +18,11 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "read_predictions":
-        from pipeline.prediction_table import read_predictions
+        from pipeline.tables.prediction_table import read_predictions
 
         return read_predictions
     if name in __all__:
-        from pipeline import readers
+        from pipeline.tables import readers
 
         return getattr(readers, name)
     raise AttributeError(f"module 'pipeline' has no attribute {name!r}")

@@ -89,10 +89,10 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A checkpoint of `lightweight` with random weights, 11 classes."""
     import torch
 
-    from pipeline.checkpoint import save_checkpoint
     from pipeline.labels import CAMVID
-    from pipeline.model_spec import ModelSpec
     from pipeline.models import build_model
+    from pipeline.models.checkpoint import save_checkpoint
+    from pipeline.models.spec import ModelSpec
 
     torch.manual_seed(3)
     uri = str(tmp_path_factory.mktemp("checkpoint"))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.labels import LabelSet
-from pipeline.model_spec import ModelSpec
-from pipeline.predictor import Prediction, Predictor
+from pipeline.models.spec import ModelSpec
+from pipeline.prediction.predictor import Prediction, Predictor
 
 LABELS = LabelSet("three", ("a", "b", "c"), ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
 SPEC = ModelSpec("local", {}, LABELS)

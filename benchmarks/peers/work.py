@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from pipeline.checkpoint import load_checkpoint
-from pipeline.predictor import Prediction, Predictor
+from pipeline.models.checkpoint import load_checkpoint
+from pipeline.prediction.predictor import Prediction, Predictor
 
 TABLE = pa.schema(
     [

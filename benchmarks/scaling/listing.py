@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import folders, storage
-from pipeline.manifest_writer import build_manifest
+from pipeline import storage
+from pipeline.catalog.manifest_writer import build_manifest
+from pipeline.storage import folders
 from scaling.measure import folder_for, header, measure
 
 _PAGE = 1000  # keys of one answer of S3

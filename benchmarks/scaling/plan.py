@@ -11,14 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import folders, schema, storage
+from pipeline import storage
+from pipeline.catalog import schema
+from pipeline.catalog.manifest import SUMMARY, Manifest, open_manifest
+from pipeline.catalog.manifest_writer import ROWS_PER_GROUP, ROWS_PER_PART
+from pipeline.catalog.subset import Subset
 from pipeline.labels import CAMVID
-from pipeline.manifest import SUMMARY, Manifest, open_manifest
-from pipeline.manifest_writer import ROWS_PER_GROUP, ROWS_PER_PART
-from pipeline.portion import Portion
-from pipeline.prediction_table import committed_ids, metadata
-from pipeline.sink import Sink, put_tables
-from pipeline.statistics import write_statistics
+from pipeline.storage import folders
+from pipeline.tables.prediction_table import committed_ids, metadata
+from pipeline.tables.sink import Sink, put_tables
+from pipeline.tables.statistics import write_statistics
 from scaling.measure import folder_for, header, measure
 
 
@@ -130,20 +132,20 @@ def write_predictions(manifest_uri: str, output: str, rows: int, rows_per_file: 
 
 
 def _planned(manifest_uri: str, output: str) -> str:
-    from pipeline.predict_options import PredictOptions
-    from pipeline.ray_stream import RayStream
-    from pipeline.schema import Columns
-    from pipeline.segment_config import SegmentConfig
+    from pipeline.catalog.schema import Columns
+    from pipeline.segment.config import SegmentConfig
+    from pipeline.segment.predict_options import PredictOptions
+    from pipeline.segment.ray_runner import RayRunner
 
     manifest = open_manifest(manifest_uri)
     assert manifest is not None
-    ids = Portion().ids(manifest)
+    ids = Subset().ids(manifest)
     pending = np.zeros(manifest.num_rows, bool)
     pending[ids] = True
     pending &= ~committed_ids(output, manifest.num_rows)
     config = SegmentConfig(manifest_uri, "none", output)
-    stream = RayStream(config, manifest, Columns(), PredictOptions(), 2, 2, None)
-    slices = list(stream.slices(pending))
+    runner = RayRunner(config, manifest, Columns(), PredictOptions(), 2, 2, None)
+    slices = list(runner.slices(pending))
     np.packbits(pending)
     return (
         f"{int(pending.sum()):,} pending in {sum(len(units) for units, _ in slices)} row groups, {len(slices)} slices"
@@ -153,7 +155,7 @@ def _planned(manifest_uri: str, output: str) -> str:
 def _sampled(manifest_uri: str) -> str:
     manifest = open_manifest(manifest_uri)
     assert manifest is not None
-    return f"{Portion(sample=0.01).ids(manifest).size:,} regions"
+    return f"{Subset(sample=0.01).ids(manifest).size:,} regions"
 
 
 def _audited(output: str, rows: int) -> str:
@@ -166,12 +168,12 @@ def _summed(output: str) -> str:
 
 
 def _judged(manifest_uri: str, output: str) -> str:
-    from pipeline.increment import Carrier, KeyIndex
+    from pipeline.tables.increment import Carrier, KeyIndex
 
     manifest = open_manifest(manifest_uri)
     assert manifest is not None
-    index = KeyIndex(manifest, Portion().ids(manifest))
+    index = KeyIndex(manifest, Subset().ids(manifest))
     carrier = Carrier(output, index, list(manifest.units()), schema.predictions_schema(manifest.travelling))
     files = folders.list_names(f"{output}/predictions")
-    carried = sum(int((carrier.judge(f"{output}/predictions/{name}")[1] >= 0).sum()) for name in files)
+    carried = sum(int((carrier.compare(f"{output}/predictions/{name}")[1] >= 0).sum()) for name in files)
     return f"{carried:,} carried"

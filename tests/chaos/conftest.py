@@ -21,10 +21,10 @@ from chaos.audit import rows_of
 from chaos.drivers import Drivers, Runs, segment_job
 from chaos.miniature import miniature_job
 from chaos.proxy import FaultProxy
-from pipeline.checkpoint import save_checkpoint
 from pipeline.labels import CAMVID
-from pipeline.model_spec import ModelSpec
 from pipeline.models import build_model
+from pipeline.models.checkpoint import save_checkpoint
+from pipeline.models.spec import ModelSpec
 
 
 @pytest.fixture(scope="session")

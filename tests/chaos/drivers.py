@@ -163,8 +163,8 @@ class Runs:
 
 
 def segment_job(argv: list[str]) -> None:
-    from pipeline.cli import main
-    from pipeline.segment import segment
-    from pipeline.segment_config import SegmentConfig
+    from pipeline.runtime.cli import main
+    from pipeline.segment.config import SegmentConfig
+    from pipeline.segment.job import segment
 
     main(segment, SegmentConfig, argv)

@@ -1,6 +1,6 @@
 """The segment job's driver without its workers: rows are made here instead of predicted, everything else is the job's.
 
-The order of its steps is `pipeline.segment`'s, so the commit protocol can be killed at every one of them in a second.
+Its steps are in the order of `pipeline.segment.job`, so the commit protocol can be killed at each of them in a second.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline import schema, storage
-from pipeline.cli import main
-from pipeline.increment import settle, take_increment
+from pipeline import storage
+from pipeline.catalog import schema
+from pipeline.catalog.job import manifest_of
+from pipeline.catalog.manifest import Manifest
+from pipeline.catalog.subset import Subset
 from pipeline.labels import CAMVID
-from pipeline.manifest import Manifest
-from pipeline.manifest_job import manifest_of
-from pipeline.portion import Portion
-from pipeline.prediction_table import metadata
-from pipeline.run import open_run
-from pipeline.sink import Sink, write_rows
-from pipeline.statistics import write_statistics
+from pipeline.runtime.cli import main
+from pipeline.runtime.run import open_run
+from pipeline.tables.increment import recover, take_increment
+from pipeline.tables.prediction_table import metadata
+from pipeline.tables.sink import Sink, write_rows
+from pipeline.tables.statistics import write_statistics
 
 ROWS_PER_FILE = 4
 PAUSE_S = 0.0  # before each file
@@ -47,9 +48,9 @@ def miniature_job(argv: list[str]) -> None:
 
 def run_miniature(config: MiniatureConfig) -> str:
     with open_run(config.output, "segment", {"rows": 1}, config, overwrite=config.overwrite) as run:
-        settle(run)
+        recover(run)
         if config.incremental and "manifest" in run.record:
-            manifest = take_increment(run, config.source, Portion(), _columns, lambda: None)
+            manifest = take_increment(run, config.source, Subset(), _columns, lambda: None)
         else:
             manifest = manifest_of(run, config.source)
         if run.summary is not None and not config.retry_failed:

@@ -14,10 +14,10 @@ from chaos.audit import Rows, rows_of
 from chaos.drivers import Drivers, Runs
 from chaos.miniature import miniature_job, rows
 from chaos.record import recorded
-from pipeline.manifest import open_manifest
-from pipeline.sink import write_rows
+from pipeline.catalog.manifest import open_manifest
+from pipeline.tables.sink import write_rows
 
-ELSEWHERE = {"pipeline.lease:_host": partial(str, "elsewhere")}  # a driver that this host cannot tell dead or alive
+ELSEWHERE = {"pipeline.runtime.lease:_host": partial(str, "elsewhere")}  # which this host cannot see
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_driver_that_was_thought_dead_wakes_at_every_step(miniature: Runs, sma
                 halt = miniature.halt(output, step, signal.SIGSTOP)
                 asleep = miniature.start(output, halt=halt, patches=ELSEWHERE)
                 assert asleep.wait_for(lambda halt=halt, step=step: step in halt.steps()), asleep.stderr
-                follower = miniature.start(output, patches={"pipeline.lease:WAIT_S": 0.3})
+                follower = miniature.start(output, patches={"pipeline.runtime.lease:WAIT_S": 0.3})
                 assert follower.wait() == 0, follower.stderr
                 case.audit(output, small_rows)
                 asleep.signal(signal.SIGCONT)

@@ -13,7 +13,7 @@ from chaos.conftest import MakeJobs, Undisturbed
 from chaos.drivers import Runs
 from chaos.record import recorded
 from chaos.test_processes import committed
-from pipeline import folders
+from pipeline.storage import folders
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 

@@ -16,8 +16,8 @@ from chaos.audit import rows_of
 from chaos.conftest import BROKEN, MakeJobs, Undisturbed, marked
 from chaos.record import recorded
 from pipeline import read_predictions, storage
-from pipeline.manifest import region_key
-from pipeline.manifest_writer import build_manifest
+from pipeline.catalog.manifest import region_key
+from pipeline.catalog.manifest_writer import build_manifest
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 

@@ -13,7 +13,8 @@ from conftest import S3, Finished, Head
 from chaos.conftest import MakeJobs, Undisturbed
 from chaos.proxy import FaultProxy, Faults
 from chaos.record import recorded
-from pipeline import folders, storage
+from pipeline import storage
+from pipeline.storage import folders
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 

@@ -15,7 +15,7 @@ from chaos.miniature import miniature_job
 from chaos.proxy import FaultProxy, Faults, Matches
 from chaos.record import recorded
 from pipeline import storage
-from pipeline.manifest import region_key
+from pipeline.catalog.manifest import region_key
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 

@@ -1,8 +1,8 @@
 """Keep what this version writes: `python tests/recorded/record.py 0.1` fills tests/recorded/0.1/.
 
-Drawn scenes on an S3 server of its own (so that no path of a machine is in any file), a tiny network, and every job that
-writes: a manifest, a training run's checkpoint, a segment run, one that was killed half-way, an evaluation. Later
-versions must read all of it (tests/17_versions).
+Drawn scenes on an S3 server of its own (so that no path of a machine is in any file), a tiny network, and every job
+that writes: a manifest, a training run and its checkpoint, a segment run, one that was killed half-way, an evaluation.
+Later versions must read all of it (test_versions.py).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Any
 
-_TRACED = "pipeline.predictor"
+_TRACED = "pipeline.prediction.predictor"
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -83,11 +83,11 @@ class AfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
-if "pipeline.decode.serve" in sys.orig_argv:
-    sys.meta_path.insert(0, AfterImport("pipeline.decode.picture", break_decoder))
+if "pipeline.reading.decode.serve" in sys.orig_argv:
+    sys.meta_path.insert(0, AfterImport("pipeline.reading.decode.picture", break_decoder))
 elif "SEGMENTATION_CHAOS_HALT" in os.environ:
     from chaos.steps import Halt
 
     Halt.from_json(os.environ["SEGMENTATION_CHAOS_HALT"]).install()
 elif "SEGMENTATION_CHAOS_NETWORK" in os.environ:
-    sys.meta_path.insert(0, AfterImport("pipeline.models.torchvision_model", starve_network))
+    sys.meta_path.insert(0, AfterImport("pipeline.models.providers.torchvision_model", starve_network))

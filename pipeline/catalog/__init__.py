@@ -1,0 +1,17 @@
+"""What there is to work on: a source of any kind becomes a manifest, one row per region.
+
+In: a folder, prefix, glob, table or S3 Inventory. Out: the manifest, a folder of Parquet parts in path order, and the
+subset of its rows that a run does.
+
+Reading order:
+    schema            the columns of every table of the project
+    entry             one picture, and what its path says: kind and split
+    collection        the pictures at a source, in path order
+    label_files       the label file that belongs to a picture
+    picture_table     a table of pictures as a source
+    inventory         an S3 Inventory as a source
+    manifest          the manifest read: rows, counts, fingerprint, region keys
+    manifest_writer   a source -> a manifest, streamed
+    subset            the rows of a manifest that a run does: a split, a sample, the first N
+    job               the manifest job, and the manifest that every other job works off
+"""

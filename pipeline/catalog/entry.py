@@ -1,0 +1,48 @@
+"""One picture of a collection, and what its path says of it: kind and split."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass, field
+from typing import Any
+
+PICTURE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .ppm .pgm .pbm .pnm .tga .jp2 .j2k .avif .heic".split()
+)
+RASTER_SUFFIXES = frozenset(".tif .tiff .vrt .img".split())
+VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg".split())
+
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLITS |= {"test": "test", "testing": "test"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture, raster or video of a collection. `path` is relative to the collection's root."""
+
+    path: str
+    uri: str
+    kind: str  # picture | raster | video
+    size_bytes: int | None
+    version: str | None
+    split: str | None = None
+    label_uri: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+def split_of(path: str) -> str | None:
+    """The split that the deepest folder of a path names, if one does."""
+    for part in reversed(path.split("/")[:-1]):
+        if part.lower() in SPLITS:
+            return SPLITS[part.lower()]
+    return None
+
+
+def kind_of(path: str) -> str | None:
+    """picture | raster | video by the suffix, in any case; None for other names."""
+    suffix = posixpath.splitext(path)[1].lower()
+    if suffix in PICTURE_SUFFIXES:
+        return "picture"
+    if suffix in RASTER_SUFFIXES:
+        return "raster"
+    return "video" if suffix in VIDEO_SUFFIXES else None

@@ -1,0 +1,147 @@
+"""The label file that belongs to a picture, by where it lies and what it is called.
+
+Label files lie beside the pictures: in the folder next to theirs (`train/` and `trainannot/`, `images/` and `masks/` or
+`labels/`), or in the same folder (`x.jpg` with `x_mask.png`, `x_label.png`, or a grey or palette `x.png`).
+"""
+
+from __future__ import annotations
+
+import functools
+import posixpath
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from pipeline import storage
+from pipeline.catalog.entry import SPLITS, Entry
+from pipeline.errors import InputError
+from pipeline.storage import folders
+
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # lossless ones, in order of preference
+
+_PICTURE_FOLDER = re.compile(r"(images?|imgs?|pictures?|photos?|frames?|rgb|JPEGImages|leftImg8bit)$", re.I)
+_LABEL_FOLDER = re.compile(r"(masks?|labels?|annotations?|gt|gtFine|SegmentationClass)([_-].*)?$", re.I)
+_LABEL_FOLDERS = "masks mask labels label annotations annotation gt gtFine SegmentationClass".split()
+_LABEL_NAME = re.compile(r"[._-](mask|masks|label|labels|gt|gtFine_labelIds|labelIds|annotation)$", re.I)
+_PICTURE_NAME = re.compile(r"_leftImg8bit$")
+
+_MOST_HELD_BACK = 10_000  # pictures waiting for a label file further down the same folder
+
+
+class LabelFolders:
+    """Finds the label folder beside a picture folder, and the label file of a picture in it."""
+
+    def __init__(self, root: str, labels: str | None) -> None:
+        self._root_name = posixpath.basename(root)
+        self._base = root.removesuffix(self._root_name)  # ends in "/"; "s3://" above a whole bucket
+        self._tree = labels if labels and ("/" in labels or folders.is_folder(labels)) else None
+        self._folder_name = labels if self._tree is None else None
+        if self._tree is not None and not folders.is_folder(self._tree):
+            raise InputError("label folder does not exist", where=self._tree)
+        self._exists = functools.lru_cache(maxsize=100_000)(lambda path: folders.is_folder(self._base + path))
+        self._names = functools.lru_cache(maxsize=4)(self._read_names)
+        self.label_folder = functools.lru_cache(maxsize=1024)(self._find)
+        self.is_label_folder = functools.lru_cache(maxsize=1024)(self._is_label_folder)
+
+    def label_of(self, folder: str, name: str) -> str | None:
+        uri = self.label_folder(folder)
+        if uri is None:
+            return None
+        label = self._names(uri).get(_picture_stem(name))
+        return None if label is None else storage.join(uri, label)
+
+    def _find(self, folder: str) -> str | None:
+        if self._tree is not None:
+            return storage.join(self._tree, folder) if folder else self._tree
+        for candidate in self._candidates(self._parts(folder)):
+            if self._exists(candidate):
+                return self._base + candidate
+        return None
+
+    def _candidates(self, parts: list[str]) -> Iterator[str]:
+        for i in reversed(range(len(parts))):
+            names: list[str] = []
+            if _PICTURE_FOLDER.match(parts[i]):
+                names = [self._folder_name] if self._folder_name else _LABEL_FOLDERS
+            elif parts[i].lower() in SPLITS:
+                names = [self._folder_name] if self._folder_name else [f"{parts[i]}annot"]
+            for name in names:
+                yield posixpath.join(*parts[:i], name, *parts[i + 1 :])
+
+    def _is_label_folder(self, folder: str) -> bool:
+        """Whether a folder below the root holds the labels of a folder beside it."""
+        parts = self._parts(folder)
+        for i in range(1, len(parts)):
+            above, name = parts[:i], parts[i]
+            if name.lower().endswith("annot") and self._exists(posixpath.join(*above, name[: -len("annot")])):
+                return True
+            if _LABEL_FOLDER.match(name) or name == self._folder_name:
+                siblings = folders.list_names(self._base + posixpath.join(*above))
+                if any(_PICTURE_FOLDER.match(sibling) for sibling in siblings):
+                    return True
+        return False
+
+    def _parts(self, folder: str) -> list[str]:
+        return [self._root_name, *(part for part in folder.split("/") if part)]
+
+    def _read_names(self, uri: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        rank = {suffix: i for i, suffix in enumerate(LABEL_SUFFIXES)}
+        for name in sorted(folders.list_names(uri), key=lambda n: -rank.get(_suffix(n), 99)):
+            if _suffix(name) in rank:
+                found[_label_stem(name)] = name  # the preferred suffix comes last and stays
+        return found
+
+
+def pair_within_folders(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Takes label files that lie in the pictures' own folder out of the stream and hangs them on their pictures.
+
+    In path order all names that begin with a picture's stem follow it, so a picture waits only for those.
+    """
+    held: list[Entry] = []  # in order
+    open_stems: list[tuple[str, int]] = []  # nested prefixes: (path without suffix, place in held)
+    for entry in entries:
+        while open_stems and not entry.path.startswith(open_stems[-1][0]):
+            open_stems.pop()
+        if not open_stems or len(held) > _MOST_HELD_BACK:
+            yield from held
+            held.clear()
+            open_stems.clear()
+        of = next((place for stem, place in open_stems if _is_label_of(entry, stem, held[place])), None)
+        if of is not None:
+            held[of] = replace(held[of], label_uri=entry.uri)
+            continue
+        open_stems.append((posixpath.splitext(entry.path)[0], len(held)))
+        held.append(entry)
+    yield from held
+
+
+def _is_label_of(entry: Entry, stem: str, picture: Entry) -> bool:
+    own_stem, suffix = posixpath.splitext(entry.path)
+    if suffix.lower() not in LABEL_SUFFIXES or picture.label_uri is not None:
+        return False
+    if own_stem == stem:
+        return suffix.lower() == ".png" and picture.path != entry.path and _is_grey_or_palette(entry.uri)
+    return _LABEL_NAME.sub("", own_stem) == stem
+
+
+def _is_grey_or_palette(uri: str) -> bool:
+    """Whether a PNG's header says one value a pixel: then `x.png` beside `x.jpg` is its label, not a picture."""
+    try:
+        with storage.filesystem(uri)[0].open(storage.filesystem(uri)[1], "rb", block_size=4096) as file:
+            header = file.read(26)
+    except OSError:
+        return False
+    return header[:8] == b"\x89PNG\r\n\x1a\n" and header[25] in (0, 3)
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
+
+
+def _picture_stem(name: str) -> str:
+    return _PICTURE_NAME.sub("", posixpath.splitext(name)[0])
+
+
+def _label_stem(name: str) -> str:
+    return _LABEL_NAME.sub("", posixpath.splitext(name)[0])

@@ -1,0 +1,212 @@
+"""The evaluate job: predictions beside truth -> confusion matrices -> metrics -> the page a person reads.
+
+The matrix of the whole set is the sum of its pictures' matrices, and every figure follows from it by the definitions in
+`metrics`. The pictures' rows stay in `OUTPUT/pictures/`, so a night can be taken apart without decoding a label again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.catalog.job import manifest_of
+from pipeline.catalog.manifest import Manifest
+from pipeline.errors import InputError
+from pipeline.evaluate.accumulator import Accumulator
+from pipeline.evaluate.label_index import build_index, joins_by_path
+from pipeline.evaluate.predictions import Predictions
+from pipeline.evaluate.results import STATUS_TEXT, Results, headline, table
+from pipeline.evaluate.scoring import STOP, Scoring, score_unit
+from pipeline.labels import LabelSet, load_label_set
+from pipeline.reading.regions import ReadOptions
+from pipeline.runtime import cluster
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.run import Run, open_run
+
+RESULT_VERSION = 1  # counts up whenever the code changes what comes out
+
+
+@dataclass
+class EvaluateConfig:
+    """Compare predictions with labels: exact confusion matrices, metrics, and a report of one page.
+
+    The same command on the same output resumes what was not scored.
+
+    Args:
+        predictions: the OUTPUT of jobs/segment.py, or its predictions/
+        labels: a manifest or collection with labels, or a folder of label files with the pictures' paths
+        output: the folder or prefix that receives metrics.json, metrics.parquet, pictures/ and report.html
+        label_set: names, colours, ignore and remap of the classes (default: those in the predictions' metadata)
+        split: only the pictures of this split
+        overwrite: remove the evaluation that the output folder holds
+        max_pixels: larger label files are not decoded
+        fetch_deadline_s: of one attempt to fetch a label file
+        fetch_retry_s: how long fetching a label file is retried
+        decode_deadline_s: of decoding a label file
+        shared_filesystem: every node of the cluster sees the same local paths
+        single_writer: no other run writes there, on a store that cannot put-if-absent
+    """
+
+    predictions: str
+    labels: str
+    output: str
+    label_set: str | None = None
+    split: str | None = None
+    overwrite: bool = False
+    max_pixels: int = 100_000_000
+    fetch_deadline_s: float = 60.0
+    fetch_retry_s: float = 60.0
+    decode_deadline_s: float = 30.0
+    shared_filesystem: bool = False
+    single_writer: bool = False
+
+    @property
+    def read_options(self) -> ReadOptions:
+        return ReadOptions(self.fetch_deadline_s, self.fetch_retry_s, self.decode_deadline_s, self.max_pixels)
+
+
+def evaluate(config: EvaluateConfig) -> str:
+    """Run the job; returns the summary, whose last line says where the report lies."""
+    started_s = time.monotonic()
+    predictions = Predictions.open(config.predictions)
+    label_set = _label_set(config, predictions)
+    result = {
+        "predictions": predictions.fingerprint,
+        "label_set": label_set.to_json(),
+        "split": config.split,
+        "max_pixels": config.max_pixels,
+        "result_version": RESULT_VERSION,
+    }
+    with open_run(
+        config.output, "evaluate", result, config, overwrite=config.overwrite, single_writer=config.single_writer
+    ) as run:
+        manifest = manifest_of(run, config.labels)
+        if run.summary is not None:
+            return f"complete: {headline(run.summary)}\nreport in {run.at('report.html')}"
+        scoring = _scoring(config, run, predictions, label_set, manifest)
+        cluster.connect([config.output], shared_filesystem=config.shared_filesystem)
+        accumulator, num_labels = _score(run, predictions, scoring, manifest)
+        _refuse_nothing(accumulator, config, predictions, manifest)
+        run.lease.check()
+        results = Results(
+            accumulator, label_set, predictions, num_labels, config.split, storage.absolute(config.labels)
+        )
+        results.write_tables(run)
+        results.write_report(run, config.read_options, time.monotonic() - started_s)
+        run.success(results.summary | {"wall_s": round(time.monotonic() - started_s, 1)})
+        return f"{table(results.metrics)}\n{headline(results.summary)}\nreport in {run.at('report.html')}"
+
+
+def _label_set(config: EvaluateConfig, predictions: Predictions) -> LabelSet:
+    own = LabelSet.from_json(json.loads(predictions.metadata["label_set"]), where=config.predictions)
+    if config.label_set is None:
+        return own
+    given = load_label_set(config.label_set)
+    if given.num_classes != own.num_classes:
+        raise InputError(
+            "the label set does not fit the predictions",
+            where=config.label_set,
+            found=f"{given.num_classes} classes",
+            expected=f"{own.num_classes}, as in {own.name}",
+        )
+    return given
+
+
+def _scoring(
+    config: EvaluateConfig, run: Run, predictions: Predictions, label_set: LabelSet, manifest: Manifest
+) -> Scoring:
+    """How the two sides are joined. The split is the predictions', or else that of the truth."""
+    scoring = Scoring(
+        run.output, label_set, predictions.extra, joins_by_path(manifest), None, False, config.read_options
+    )
+    if config.split is None:
+        return scoring
+    splits = predictions.splits()
+    if config.split in splits:
+        return replace(scoring, split=config.split)
+    if config.split in manifest.splits and not set(splits) - {""}:
+        return replace(scoring, labelled_only=True)
+    known = splits if set(splits) - {""} else manifest.splits
+    raise InputError(
+        f"no prediction is of split {config.split!r}",
+        where=config.predictions,
+        found=", ".join(f"{name or '(none)'}: {rows}" for name, rows in sorted(known.items())) or "no splits",
+    )
+
+
+def _score(run: Run, predictions: Predictions, scoring: Scoring, manifest: Manifest) -> tuple[Accumulator, int]:
+    """Every unit on the cluster, the sums over them all and the number of labels. Raises InputError for a label value
+    outside the label set, once no unit can write any more."""
+    import ray
+    import ray.data
+
+    storage.remove(run.at(STOP))
+    index = ray.remote(build_index).remote(manifest, run.record["result"]["split"] if scoring.labelled_only else None)
+    num_labels = int(ray.get(ray.remote(lambda built: built.num_rows).remote(index)))
+    units = ray.put(predictions.units)
+    count = len(predictions.units)
+    numbers = ray.data.from_items([{"unit": unit} for unit in range(count)], override_num_blocks=min(count, 10_000))
+    data = numbers.map_batches(
+        score_unit,  # type: ignore[arg-type]  # Ray's annotation knows no Arrow table
+        fn_kwargs={"units": units, "scoring": scoring, "index": index},
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=1,
+    )
+    accumulator = Accumulator(scoring.label_set.num_classes)
+    progress = Progress("evaluate", predictions.num_rows)
+    unknown: list[dict[str, Any]] = []
+    for row in data.iter_rows():
+        answer = json.loads(row["answer"])
+        run.lease.check()
+        if "unknown" in answer:
+            if not unknown:
+                storage.write_bytes(run.at(STOP), b"")
+            unknown.append(answer["unknown"])
+        elif "accumulator" in answer:
+            accumulator.merge(Accumulator.from_json(answer["accumulator"]))
+            progress.advance(sum(piece.stop - piece.start for piece in predictions.units[answer["unit"]]))
+    progress.close()
+    if unknown:
+        first = min(unknown, key=lambda found: found["uri"])
+        raise InputError(
+            "label value outside the label set",
+            where=first["uri"],
+            found=f"{first['value']} in {first['pixels']} pixels",
+            expected=f"the values of label set {scoring.label_set.name!r}",
+            todo="give the right --label-set, or add the value to its remap or ignore",
+        )
+    return accumulator, num_labels
+
+
+def _refuse_nothing(
+    accumulator: Accumulator, config: EvaluateConfig, predictions: Predictions, manifest: Manifest
+) -> None:
+    """Raises InputError where not one picture could be scored: an empty result would look like one."""
+    if accumulator.statuses["ok"] or accumulator.statuses["not_predicted"]:
+        return
+    status, count = accumulator.statuses.most_common(1)[0] if accumulator.statuses else ("label_missing", 0)
+    if status == "label_missing":
+        by = "path without suffix" if joins_by_path(manifest) else "region key (path below the collection's root)"
+        raise InputError(
+            "no label belongs to any prediction",
+            where=config.labels,
+            found=f"{_example_of_truth(manifest)!r} and {manifest.num_rows - 1} more",
+            expected=f"{predictions.example()!r} and such, compared by {by}",
+            todo="give the folder that the pictures' paths are relative to, or a manifest with labels",
+        )
+    path, _, text = next(problem for problem in accumulator.problems if problem[1] == status)
+    raise InputError(
+        f"no picture could be scored: all {count} are {STATUS_TEXT[status]}", where=config.labels, found=text
+    )
+
+
+def _example_of_truth(manifest: Manifest) -> str:
+    fs, path = storage.arrow_filesystem(manifest.part_uris()[0])
+    with pq.ParquetFile(path, filesystem=fs) as file:
+        return str(next(file.iter_batches(batch_size=1, columns=["path"]))["path"][0])

@@ -1,0 +1,235 @@
+"""Pixels -> class map, confidence and counts, for pictures of any size; knows nothing of Ray.
+
+The same picture gives the same mask whatever else is in the call: a forward sees pictures of one shape only and always
+a full batch (the last one is padded), because the shape of a batch chooses the algorithms and so a network's last bits.
+What the network sees of a large picture is cut into tiles of one shape that overlap; only the inner part of each is
+kept. A network that wants pictures of one size (`ModelSpec.input_size`) sees each picture whole, resized to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.errors import InputError
+from pipeline.models.limits import UNLIMITED, InputLimits, Range
+from pipeline.models.spec import ModelSpec
+from pipeline.prediction.argmax import argmax, channel_classes, probabilities
+from pipeline.prediction.engines import Network, require_engine, run_by
+from pipeline.prediction.folding import fold_batch_norm
+from pipeline.prediction.packing import pack_convolutions
+from pipeline.prediction.stitching import Answer, Prediction, Tile
+from pipeline.prediction.tiling import Cut, cut_fixed, cut_side
+from pipeline.prediction.views import Views
+from pipeline.runtime.process import keep_freed_memory
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+GRID_PX = 32  # the deepest stride of any network here: tiles that start on it see the same strided grid as the whole
+
+
+class DeviceError(RuntimeError):
+    """The device is broken, not the picture: this process can predict nothing any more and should end."""
+
+
+class Predictor:
+    """A network ready to predict on one device.
+
+    `batch_size` is None (1 on a CPU, where larger ones gain nothing, 8 on a GPU) or the pictures (tiles) per forward;
+    one too large for memory is halved for the pictures of that shape.
+    Pictures with a side over `tile_px` are tiled with at least `overlap_px` of overlap. A network with `limits` of its
+    own (an exported program) is fed within them: batches and pictures are padded to its least, tiled at its largest.
+    `precision` is "auto" (float32
+    without TF32: a mask must not depend on the device), "float32", "bfloat16" or "float16". `threads` sets torch's
+    threads for the whole process: their number changes a network's last bits. `flip` and `scales` average over mirrored
+    and zoomed views (models.views). `keep_confidence` keeps the confidence of every pixel, `keep_probabilities` the
+    softmax of every class. `engine` is what runs the network (engines.ENGINES). Raises InputError for an option out of
+    range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: ModelSpec,
+        *,
+        device: str = "auto",
+        batch_size: int | None = None,
+        tile_px: int = 1024,
+        overlap_px: int = 128,
+        precision: str = "auto",
+        low_confidence: float = 0.5,
+        threads: int | None = None,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        keep_confidence: bool = False,
+        keep_probabilities: bool = False,
+        engine: str = "eager",
+    ) -> None:
+        self.grid_px = math.lcm(GRID_PX, spec.size_multiple)
+        if overlap_px < 0 or tile_px - overlap_px < 2 * self.grid_px:
+            raise InputError(
+                "tiles too small for their overlap",
+                found=f"tile_px={tile_px}, overlap_px={overlap_px}",
+                expected=f"tile_px - overlap_px >= {2 * self.grid_px}",
+            )
+        if precision not in ("auto", *PRECISIONS):
+            raise InputError("precision out of range", found=precision, expected=f"auto, {', '.join(PRECISIONS)}")
+        if batch_size is not None and batch_size < 1:
+            raise InputError("batch size out of range", found=batch_size, expected="1 or more")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        require_engine(engine, device, precision)
+        if device == "cpu":
+            keep_freed_memory()
+        self.device = torch.device(device)
+        self.spec = spec
+        self.limits: InputLimits = getattr(model, "limits", UNLIMITED)
+        self.batch_size = self.limits.batch.clamp(batch_size or (8 if self.device.type == "cuda" else 1))
+        self.tile_px, self.overlap_px = tile_px, overlap_px
+        self.precision = "float32" if precision == "auto" else precision
+        self.low_confidence = low_confidence
+        std = torch.tensor(spec.std, dtype=torch.float32, device=self.device)
+        mean = torch.tensor(spec.mean, dtype=torch.float32, device=self.device)
+        self._factor = (1 / (spec.scale * std))[:, None, None]
+        self._shift = (-mean / std)[:, None, None]
+        self._labels = channel_classes(spec).to(self.device) if spec.class_map is not None else None
+        network = model.to(self.device)
+        examples = self._examples() if self.limits is UNLIMITED else []  # a traced program has no modules to fold
+        if examples:
+            network = fold_batch_norm(network, examples[0][:1])
+        network = network.to(memory_format=getattr(model, "memory_format", torch.channels_last))
+        if examples and (device, engine, self.precision) == ("cpu", "eager", "float32"):
+            network = pack_convolutions(network, examples[0][:1])
+        self.model: Network = run_by(engine, network, examples)
+        if flip or tuple(scales) != (1.0,):
+            if self.limits is not UNLIMITED and tuple(scales) != (1.0,):
+                raise InputError("zoomed views do not go with a network that takes certain sizes only")
+            self.model = Views(self.model, flip=flip, scales=scales, multiple=spec.size_multiple)
+        self.keep_confidence, self.keep_probabilities = keep_confidence, keep_probabilities
+        self._fits: dict[tuple[int, ...], int] = {}  # shape -> batch size, where the usual one was too large
+
+    def _examples(self) -> list[Tensor]:
+        """Inputs of small sizes, even, odd and square, that a network takes which takes any."""
+        random, multiple = torch.Generator().manual_seed(0), self.spec.size_multiple
+        examples = []
+        for size in ((128, 128), (192, 224), (97, 131)):
+            sides = [math.ceil(side_px / multiple) * multiple for side_px in size]
+            examples.append(torch.rand(self.batch_size, self.spec.bands, *sides, generator=random).to(self.device))
+        return examples
+
+    def batch_size_of(self, picture: np.ndarray) -> int:
+        """Tiles per forward for pictures of this shape: less than `batch_size` where that did not fit into memory."""
+        tile = self._tiles(Answer(picture, self.spec))[0]
+        return self._fits.get(tile.pixels.shape, self.batch_size)
+
+    def predict(self, pictures: Sequence[np.ndarray]) -> list[Prediction | Exception]:
+        """One answer per picture (H x W x B uint8, RGB order where B is 3; sizes may differ), in order.
+
+        A picture that the network cannot take, or on which it raises, gets that exception as its answer and costs no
+        other picture's. Raises DeviceError where the device itself has failed.
+        """
+        answers: list[Prediction | Exception | None] = [None] * len(pictures)
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for i, picture in enumerate(pictures):
+            if picture.ndim != 3 or picture.shape[2] != self.spec.bands or 0 in picture.shape:
+                answers[i] = ValueError(
+                    f"picture of shape {'x'.join(map(str, picture.shape))}; the network takes HxWx{self.spec.bands}"
+                )
+            else:
+                by_shape.setdefault(self.spec.input_size or picture.shape, []).append(i)
+        for members in by_shape.values():
+            answered = [Answer(pictures[i], self.spec, self.keep_confidence, self.keep_probabilities) for i in members]
+            self._run([tile for answer in answered for tile in self._tiles(answer)])
+            for i, answer in zip(members, answered, strict=True):
+                answers[i] = answer.error or answer.prediction()
+        return [answer for answer in answers if answer is not None]
+
+    def _tiles(self, answer: Answer) -> list[Tile]:
+        height, width = answer.picture.shape[:2]
+        if self.spec.input_size is not None:
+            row, column = (Cut(slice(0, side), slice(0, side)) for side in (height, width))
+            return [Tile(answer, row, column, self.spec.input_size)]
+        rows, columns = self._cuts(height, self.limits.height), self._cuts(width, self.limits.width)
+        return [Tile(answer, row, column) for row in rows for column in columns]
+
+    def _cuts(self, side_px: int, limit: Range) -> list[Cut]:
+        if limit.high is not None and limit.high < max(self.tile_px, limit.low + 1):
+            return cut_fixed(side_px, limit.high - limit.high % self.spec.size_multiple, self.overlap_px)
+        return cut_side(side_px, self.tile_px, self.overlap_px, self.grid_px)
+
+    def _run(self, tiles: list[Tile]) -> None:
+        """Predict tiles of one shape into their answers, in batches that fit into memory."""
+        shape = tiles[0].pixels.shape
+        while tiles:
+            size = self._fits.get(shape, self.batch_size)
+            batch, rest = tiles[:size], tiles[size:]
+            try:
+                self._forward(batch, size)
+            except Exception as error:
+                if _is_broken(error):
+                    raise DeviceError(f"{type(error).__name__}: {error}") from error
+                if _is_out_of_memory(error) and size > self.limits.batch.low:
+                    self._fits[shape] = self.limits.batch.clamp(size // 2)
+                    if self.device.type == "cuda":
+                        torch.cuda.empty_cache()
+                    continue
+                if len(batch) > 1:  # one of them is to blame: each for itself
+                    for tile in batch:
+                        self._run([tile])
+                else:
+                    batch[0].answer.error = error
+            tiles = [tile for tile in rest if tile.answer.error is None]
+
+    @torch.inference_mode()
+    def _forward(self, batch: list[Tile], padded_size: int) -> None:
+        pixels = np.stack([tile.pixels for tile in batch])
+        if self.spec.channel_order == "bgr":
+            pixels = pixels[..., ::-1].copy()
+        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # N x B x H x W, channels last in memory
+        x = x.to(torch.float32).mul_(self._factor).add_(self._shift)
+        bottom, right = self._padding(x.shape[-2], self.limits.height), self._padding(x.shape[-1], self.limits.width)
+        if len(batch) < padded_size or bottom or right:  # with the mean colour, which is 0 here
+            x = functional.pad(x, (0, right, 0, bottom, 0, 0, 0, padded_size - len(batch)))
+            x = x.contiguous(memory_format=torch.channels_last)
+        # a benchmark may pick another algorithm on the next run; these settings end with the forward, for a process
+        # that also trains wants its own
+        settings = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        autocast = torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32")
+        with settings, autocast:
+            logits = self.model(x)
+        expected = (padded_size, self.spec.num_channels, *x.shape[-2:])
+        if tuple(logits.shape) != expected:
+            raise ValueError(f"the network gave logits of shape {tuple(logits.shape)} instead of {expected}")
+        # all of the batch before any answer is touched: a batch that fails half-way is run again
+        found = []
+        for tile, tile_logits in zip(batch, logits, strict=False):
+            kept = tile_logits[(slice(None), *tile.inner)]
+            planes = None
+            if self.keep_probabilities:
+                planes = probabilities(kept, self.spec.label_set.num_classes, self._labels, tile.enlarged)
+            found.append((*argmax(kept, tile.enlarged), planes))
+        for tile, (class_map, confidence, planes) in zip(batch, found, strict=True):
+            if self._labels is not None:
+                class_map = self._labels[class_map.int()]
+            tile.answer.add(tile.outer, class_map, confidence, planes, self.low_confidence)
+
+    def _padding(self, side_px: int, limit: Range) -> int:
+        """How much is added to a side so that the network takes it."""
+        return max(limit.low - side_px, -side_px % self.spec.size_multiple)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+
+
+def _is_broken(error: Exception) -> bool:
+    """An error of the accelerator that is not about memory leaves the process's context unusable."""
+    if _is_out_of_memory(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

@@ -1,0 +1,127 @@
+"""One picture while its tiles come in from the network, and the prediction they make: class map, counts, confidence.
+
+The network sees tiles (or the one tile that is the whole picture); each adds the inner part that is kept of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.models.spec import ModelSpec
+from pipeline.prediction.argmax import per_class
+from pipeline.prediction.resizing import resize_pixels
+from pipeline.prediction.tiling import Cut
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is known of one picture of H x W pixels and K classes.
+
+    A pixel whose winning channel stands for no class has no prediction: the ignore value, in none of the figures.
+    """
+
+    class_map: np.ndarray  # H x W of the label set's mask_dtype
+    class_pixels: np.ndarray  # int64, K
+    mean_confidence: float  # mean over predicted pixels of the softmax of the winning channel; nan where there are none
+    class_confidence: np.ndarray  # float64, K: the same per winning class, nan where a class does not occur
+    low_confidence_share: float  # of the predicted pixels: winning softmax below `low_confidence`; nan likewise
+    confidence: np.ndarray | None = None  # H x W uint8, softmax of the winning channel times 255, where it is asked for
+    probabilities: np.ndarray | None = None  # K x H x W uint8, softmax of every class times 255, likewise
+
+
+class Answer:
+    """The prediction of one picture while its tiles come in."""
+
+    def __init__(
+        self, picture: np.ndarray, spec: ModelSpec, keep_confidence: bool = False, keep_probabilities: bool = False
+    ) -> None:
+        self.picture = picture
+        self.error: Exception | None = None
+        self.class_map = np.empty(picture.shape[:2], dtype=spec.label_set.mask_dtype)
+        self.class_pixels = np.zeros(spec.label_set.num_classes, dtype=np.int64)
+        self.confidence_sum = np.zeros(spec.label_set.num_classes, dtype=np.float64)
+        self.low_pixels = 0
+        self.confidence = np.empty(picture.shape[:2], dtype=np.uint8) if keep_confidence else None
+        planes = (spec.label_set.num_classes, *picture.shape[:2])
+        self.probabilities = np.empty(planes, dtype=np.uint8) if keep_probabilities else None
+        self.some_unpredicted = spec.class_map is not None and None in spec.class_map
+
+    def add(
+        self,
+        where: tuple[slice, slice],
+        class_map: Tensor,
+        confidence: Tensor,
+        probabilities: Tensor | None,
+        low_confidence: float,
+    ) -> None:
+        """Take what was found of the rectangle `where`; `probabilities` are those of `argmax.probabilities`."""
+        pixels, sums = per_class(class_map, confidence, len(self.class_pixels))
+        self.class_map[where] = class_map.cpu().numpy()
+        if self.confidence is not None:
+            self.confidence[where] = (confidence * 255).round_().to(torch.uint8).cpu().numpy()
+        if self.probabilities is not None and probabilities is not None:
+            self.probabilities[:, *where] = probabilities.cpu().numpy()
+        self.class_pixels += pixels.cpu().numpy()
+        self.confidence_sum += sums.cpu().numpy()
+        low = confidence < low_confidence
+        if self.some_unpredicted:
+            low &= class_map < len(self.class_pixels)
+        self.low_pixels += int(low.sum())
+        if not np.isfinite(self.confidence_sum).all() or (self.some_unpredicted and bool(confidence.isnan().any())):
+            self.error = FloatingPointError("the network gave logits that are no numbers")
+
+    def prediction(self) -> Prediction:
+        occurs = self.class_pixels > 0
+        means = np.full(len(occurs), np.nan)
+        means[occurs] = self.confidence_sum[occurs] / self.class_pixels[occurs]
+        predicted = int(self.class_pixels.sum()) or math.nan
+        return Prediction(
+            self.class_map,
+            self.class_pixels,
+            mean_confidence=float(self.confidence_sum.sum() / predicted),
+            class_confidence=means,
+            low_confidence_share=self.low_pixels / predicted,
+            confidence=self.confidence,
+            probabilities=self.probabilities,
+        )
+
+
+@dataclass
+class Tile:
+    """One rectangle of a picture on its way through the network."""
+
+    answer: Answer
+    row: Cut
+    column: Cut
+    input_size: tuple[int, int] | None = None  # what the network sees it resized to
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        pixels = self.answer.picture[self.row.read, self.column.read]
+        return pixels if self.input_size is None else resize_pixels(pixels, self.input_size)
+
+    @property
+    def enlarged(self) -> tuple[int, int] | None:
+        """The size that its logits are brought back to."""
+        return None if self.input_size is None else self.answer.picture.shape[:2]
+
+    @property
+    def outer(self) -> tuple[slice, slice]:
+        """What is kept, in pixels of the picture."""
+        return self.row.keep, self.column.keep
+
+    @property
+    def inner(self) -> tuple[slice, slice]:
+        """What is kept, in pixels of the network's output."""
+        if self.input_size is not None:
+            return slice(0, self.input_size[0]), slice(0, self.input_size[1])
+        row, column = (
+            slice(cut.keep.start - cut.read.start, cut.keep.stop - cut.read.start) for cut in (self.row, self.column)
+        )
+        return row, column

@@ -1,0 +1,27 @@
+"""The memory file (memfd) between a decoder's two sides."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from pipeline.reading.decode.header import DecodeError
+
+
+def write(memory: int, data: memoryview) -> None:
+    """All of it, at the beginning of a memory file."""
+    at = 0
+    while at < len(data):
+        at += os.pwrite(memory, data[at:], at)
+
+
+def read_into(memory: int, pixels: np.ndarray) -> None:
+    """Fill an array from the beginning of a memory file. Raises DecodeError where that holds less."""
+    view = pixels.reshape(-1).view(np.uint8).data
+    at = 0
+    while at < len(view):
+        got = os.preadv(memory, [view[at:]], at)
+        if got == 0:
+            raise DecodeError("the decoding process answered with fewer pixels than it named")
+        at += got

@@ -1,0 +1,73 @@
+"""Decoding processes, one more of them whenever decoding is what everything waits for."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.reading.decode.child import DecodeChild
+
+_LOOKED_AT_EVERY_S = 1.0
+_WAITING, _BUSY = 0.2, 0.75  # shares of the time from which on one more pays
+
+
+class DecodePool:
+    """At most `most` decoders; begins with one. Calls from several threads share them."""
+
+    def __init__(self, most: int = 1) -> None:
+        self.most = max(1, most)
+        self.children = [DecodeChild()]
+        self._idle: queue.LifoQueue[DecodeChild] = queue.LifoQueue()
+        self._idle.put(self.children[0])
+        self._growing = threading.Lock()
+        self._looked_s = 0.0
+        self._waited_s = 0.0
+        self._seen_busy_s = 0.0
+        self._taken_s = 0.0
+
+    def decode(self, data: bytes, kind: Literal["picture", "label"] = "picture", **limits: Any) -> np.ndarray:
+        """As `DecodeChild.decode`, in whichever is free."""
+        child = self._idle.get()
+        try:
+            return child.decode(data, kind, **limits)
+        finally:
+            self._idle.put(child)
+
+    def waited(self, seconds: float, now_s: float) -> None:
+        """Somebody who reads waited so long for pixels; grows the pool where that is a good part of the time and
+        the decoders are busy."""
+        self._waited_s += seconds
+        if not self._looked_s:
+            self._look(now_s)
+        elapsed_s = now_s - self._looked_s
+        if elapsed_s < _LOOKED_AT_EVERY_S:
+            return
+        busy_s = self._busy_s() - self._seen_busy_s
+        if self._waited_s > _WAITING * elapsed_s and busy_s > _BUSY * elapsed_s * len(self.children):
+            self._grow()
+        self._look(now_s)
+
+    def take_busy(self) -> float:
+        """Seconds of decoding since the last call, of all decoders together."""
+        busy_s = self._busy_s()
+        taken_s, self._taken_s = self._taken_s, busy_s
+        return busy_s - taken_s
+
+    def close(self) -> None:
+        for child in self.children:
+            child.close()
+
+    def _busy_s(self) -> float:
+        return sum(child.busy_s for child in self.children)
+
+    def _look(self, now_s: float) -> None:
+        self._looked_s, self._waited_s, self._seen_busy_s = now_s, 0.0, self._busy_s()
+
+    def _grow(self) -> None:
+        with self._growing:
+            if len(self.children) < self.most:
+                self.children.append(DecodeChild())
+                self._idle.put(self.children[-1])

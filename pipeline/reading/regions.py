@@ -1,0 +1,214 @@
+"""Manifest rows -> pixels: fetch, check, decode, under deadlines, with a status instead of an exception.
+
+Train, segment and evaluate all read through `RegionReader`. Fetching runs ahead in threads; decoding runs in a child
+process, so that a picture which crashes or hangs its decoder costs its own row only.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.labels import LabelSet
+from pipeline.reading.decode import DecodeError, DecoderDied, DecodeTimeout, TooLarge
+from pipeline.reading.decode.pool import DecodePool
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Deadlines and limits of one region. None of them is part of a run's fingerprint but `max_pixels`."""
+
+    fetch_deadline_s: float = 60.0  # of one attempt
+    fetch_retry_s: float = 60.0  # a fetch that fails is retried for at least this long
+    decode_deadline_s: float = 30.0
+    max_pixels: int = 100_000_000  # judged from the header, before anything is allocated
+    threads: int = 8  # fetches under way at once
+    decoders: int = 1  # processes at most; a second is started when decoding is what the reader waits for
+
+
+@dataclass
+class Region:
+    """One region as far as it could be read.
+
+    `pixels` is uint8 H x W x 3 (RGB) and not None exactly where `status` is "ok" and pictures were asked for. `truth`
+    is the encoded class map H x W; where it could not be had, `truth_error` says why. `unknown_labels` counts the
+    pixels of raw values that are outside the label set.
+    """
+
+    row: Row
+    status: str = "ok"
+    error: str | None = None
+    pixels: np.ndarray | None = None
+    truth: np.ndarray | None = None
+    truth_error: str | None = None
+    unknown_labels: dict[int, int] = field(default_factory=dict)
+
+
+class Failure(Exception):
+    """Why a region could not be read: a status of `schema.STATUSES` and a text."""
+
+    def __init__(self, status: str, error: str) -> None:
+        super().__init__(error)
+        self.status = status
+        self.error = error
+
+
+class RegionReader:
+    """Reads manifest rows in order, `options.threads` ahead. Never raises for one region. Not to be pickled."""
+
+    def __init__(self, options: ReadOptions | None = None, label_set: LabelSet | None = None) -> None:
+        self.options = options or ReadOptions()
+        self.label_set = label_set
+        self._decoders = DecodePool(self.options.decoders)
+        self._threads = ThreadPoolExecutor(self.options.threads, thread_name_prefix="fetch")
+        self._fetch_s = 0.0  # of all threads together
+        self._counting = threading.Lock()
+
+    def read(self, rows: Iterable[Row], *, pictures: bool = True, labels: bool = False) -> Iterator[Region]:
+        """One `Region` for each row, in order. A row needs `uri`; `size_bytes` and `version` are checked where
+        given."""
+        ahead: deque[Future[Region]] = deque()
+        for row in rows:
+            ahead.append(self._threads.submit(self._read_one, row, pictures, labels))
+            if len(ahead) > 2 * self.options.threads:
+                yield self._next(ahead)
+        while ahead:
+            yield self._next(ahead)
+
+    def _next(self, ahead: deque[Future[Region]]) -> Region:
+        begin_s = time.monotonic()
+        region = ahead.popleft().result()
+        end_s = time.monotonic()
+        self._decoders.waited(end_s - begin_s, end_s)
+        return region
+
+    def take_busy(self) -> dict[str, float]:
+        """Seconds of work since the last call: `fetch` of all threads together, `decode` of all processes together."""
+        with self._counting:
+            fetch_s, self._fetch_s = self._fetch_s, 0.0
+        return {"fetch": fetch_s, "decode": self._decoders.take_busy()}
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._decoders.close()
+
+    def _read_one(self, row: Row, pictures: bool, labels: bool) -> Region:
+        region = Region(row)
+        if pictures:
+            try:
+                _refuse_what_is_not_read_yet(row)
+                region.pixels = self._decode(
+                    self._fetch(row["uri"], row.get("size_bytes"), row.get("version")), "picture"
+                )
+            except Failure as failure:
+                region.status, region.error = failure.status, failure.error
+            except Exception as error:  # a region never raises; an error of ours is still its row's reason
+                region.status, region.error = "decode_error", f"{type(error).__name__}: {error}"
+        if labels:
+            try:
+                self._read_truth(region)
+            except Failure as failure:
+                region.truth_error = failure.error
+            except Exception as error:
+                region.truth_error = f"{type(error).__name__}: {error}"
+        return region
+
+    def _read_truth(self, region: Region) -> None:
+        uri = region.row.get("label_uri")
+        if not uri:
+            raise Failure("label_missing", "no label file")
+        if self.label_set is None:
+            raise ValueError("RegionReader needs a label set to read labels")
+        raw = self._decode(self._fetch(uri, None, None), "label")
+        region.truth, region.unknown_labels = self.label_set.encode(raw)
+
+    def _fetch(self, uri: str, size_bytes: int | None, version: str | None) -> bytes:
+        begin_s = time.monotonic()
+        try:
+            return fetch(uri, size_bytes, version, self.options)
+        finally:
+            with self._counting:
+                self._fetch_s += time.monotonic() - begin_s
+
+    def _decode(self, data: bytes, kind: Literal["picture", "label"]) -> np.ndarray:
+        decode = functools.partial(
+            self._decoders.decode,
+            data,
+            kind,
+            max_pixels=self.options.max_pixels,
+            deadline_s=self.options.decode_deadline_s,
+        )
+        try:
+            try:
+                return decode()
+            except DecoderDied:  # of this picture, or of something else: where memory runs out, decoders go first
+                return decode()
+        except TooLarge as error:
+            raise Failure("too_large", str(error)) from None
+        except DecodeTimeout as error:
+            raise Failure("timeout", str(error)) from None
+        except DecodeError as error:
+            raise Failure("decode_error", str(error)) from None
+
+
+@functools.cache
+def shared_reader(options: ReadOptions, label_set_json: str | None = None) -> RegionReader:
+    """This process's reader for these options: Ray's workers are reused, so is the reader with its child."""
+    import json
+
+    label_set = LabelSet.from_json(json.loads(label_set_json)) if label_set_json else None
+    return RegionReader(options, label_set)
+
+
+def fetch(uri: str, size_bytes: int | None, version: str | None, options: ReadOptions) -> bytes:
+    """The whole object, checked against the manifest's size and version.
+
+    Raises Failure: `changed` where the object is gone or another one, `fetch_error` where it could not be had in
+    `fetch_retry_s`. A short read is retried: some clients return one without an error when a response is cut.
+    """
+    started_s = time.monotonic()
+    pause_s = 0.25
+    while True:
+        try:
+            data = storage.read_version(uri, version, timeout_s=options.fetch_deadline_s)
+            if size_bytes is None or len(data) == size_bytes:
+                return data
+            now = storage.info(uri)
+            if now.size_bytes != size_bytes or (version and now.version != version):
+                raise Failure("changed", f"manifest says {size_bytes} bytes, the store has {now.size_bytes}")
+            reason = f"short read: {len(data)} of {size_bytes} bytes"
+        except storage.Replaced as error:
+            raise Failure("changed", str(error)) from None
+        except FileNotFoundError:
+            raise Failure("changed", "FileNotFoundError: gone since the manifest was made") from None
+        except (PermissionError, IsADirectoryError) as error:
+            raise Failure("fetch_error", f"{type(error).__name__}: {error}") from None
+        except TimeoutError:
+            reason = f"no answer within {options.fetch_deadline_s:g} s"
+        except Failure:
+            raise
+        except Exception as error:  # whatever a store's client raises may be gone at the next try
+            reason = f"{type(error).__name__}: {error}"
+        elapsed_s = time.monotonic() - started_s
+        if elapsed_s >= options.fetch_retry_s:
+            raise Failure("fetch_error", f"{reason}; gave up after {elapsed_s:.0f} s")
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 8.0)
+
+
+def _refuse_what_is_not_read_yet(row: Row) -> None:
+    if row.get("kind") == "video" or row.get("frame") is not None:
+        raise Failure("decode_error", "video frames are not read by this version; extract them to pictures")
+    if row.get("window") is not None:
+        raise Failure("decode_error", "raster windows are not read by this version")

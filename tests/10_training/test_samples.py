@@ -1,0 +1,167 @@
+"""The sample plan and its streams: every sample once, in its place; labels scanned; pictures that cannot be read."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from light_and_dark import LABELS, draw, draw_collection
+from PIL import Image
+
+from pipeline.errors import InputError
+from pipeline.reading.regions import ReadOptions
+from pipeline.training.label_scan import class_weights, scan_labels
+from pipeline.training.samples.plan import SamplePlan
+from pipeline.training.samples.streams import COLUMNS, SampleLoader, validation_stream
+
+OPTIONS = ReadOptions(fetch_retry_s=0)
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    return draw_collection(tmp_path / "data")
+
+
+def rows(collection: Path, split: str) -> pa.Table:
+    files = sorted((collection / split).iterdir())
+    table = [
+        {
+            "region_id": i,
+            "region_key": f"{i:032x}",
+            "path": f"{split}/{file.name}",
+            "uri": str(file),
+            "kind": "picture",
+            "size_bytes": file.stat().st_size,
+            "version": None,
+            "window": None,
+            "frame": None,
+            "label_uri": str(collection / f"{split}annot" / file.name),
+        }
+        for i, file in enumerate(files)
+    ]
+    return pa.Table.from_pylist(table).select(COLUMNS)
+
+
+# ---- the sample plan -------------------------------------------------------------------------------------------------
+
+PLANS = st.builds(
+    lambda rows, each, workers, steps, seed: SamplePlan(rows, each * workers, workers, steps, seed),
+    st.integers(1, 40),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(1, 60),
+    st.integers(0, 9),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=PLANS, data=st.data())
+def test_a_stream_holds_every_step_once_and_gives_each_worker_its_own_blocks(plan: SamplePlan, data) -> None:
+    first = data.draw(st.integers(0, plan.total_steps - 1))
+    block_steps = plan.block_steps(first, sample_bytes=1000)
+    length = plan.stream_rows(first, block_steps)
+    block_rows = block_steps * plan.worker_batch
+    assert length % (block_rows * plan.num_workers) == 0  # an equal split drops nothing
+    of_worker: dict[int, list[tuple[int, int]]] = {worker: [] for worker in range(plan.num_workers)}
+    for position in range(length):
+        of_worker[position // block_rows % plan.num_workers].append(plan.place(position, first, block_steps))
+    for step in range(first, plan.total_steps):
+        # what the workers take together in their n-th batch is exactly the n-th step
+        begin = (step - first) * plan.worker_batch
+        taken = [place for places in of_worker.values() for place in places[begin : begin + plan.worker_batch]]
+        assert {s for s, _ in taken} == {step}
+        assert sorted(sample for _, sample in taken) == list(
+            range(step * plan.batch_size, (step + 1) * plan.batch_size)
+        )
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 50), seed=st.integers(0, 5))
+def test_every_epoch_is_a_permutation_of_its_own(rows: int, seed: int) -> None:
+    plan = SamplePlan(rows, 1, 1, 3 * rows, seed)
+    epochs = [[plan.draw(epoch * rows + i) for i in range(rows)] for epoch in range(3)]
+    for number, epoch in enumerate(epochs):
+        assert {e for e, _ in epoch} == {number}
+        assert sorted(row for _, row in epoch) == list(range(rows))
+    if rows > 8:
+        assert epochs[0] != [(0, row) for _, row in epochs[1]]
+
+
+def test_epochs_end_after_their_last_sample() -> None:
+    plan = SamplePlan(num_rows=10, batch_size=4, num_workers=1, total_steps=8)
+    assert [plan.epoch_end(epoch) for epoch in range(4)] == [3, 5, 8, 8]
+
+
+# ---- labels and their weights ----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=20), st.sampled_from(["log", "sqrt", "inverse", "none"]))
+def test_class_weights_are_one_over_the_pixels(pixels: list[int], kind: str) -> None:
+    weights = np.array(class_weights(pixels, kind))
+    counts = np.array(pixels, float)
+    assert (weights[counts == 0] == 0).all()
+    if counts.sum():
+        assert np.isclose((weights * counts).sum() / counts.sum(), 1)
+        order = np.argsort(counts[counts > 0])
+        assert (np.diff(weights[counts > 0][order]) <= 1e-9).all()  # rarer is never lighter
+
+
+def test_label_scan_counts_and_lists(ray_session: None, collection: Path) -> None:
+    table = rows(collection, "train")
+    (collection / "trainannot" / "002.png").write_bytes(b"no picture")
+    scan = scan_labels(table, LABELS, OPTIONS)
+    assert scan.files == 7 and scan.unreadable_ids == [2] and "002.png" in scan.unreadable[0]
+    assert sum(scan.class_pixels) == 7 * 39 * 48 and scan.ignored_pixels == 7 * 48
+
+
+def test_label_scan_meets_an_unknown_value(ray_session: None, collection: Path) -> None:
+    wrong = np.zeros((40, 48), np.uint8)
+    wrong[:3] = 9
+    Image.fromarray(wrong).save(collection / "trainannot" / "004.png")
+    with pytest.raises(InputError, match=r"004\.png.*value 9 in 144 pixels.*0\.\.1, 255"):
+        scan_labels(rows(collection, "train"), LABELS, OPTIONS)
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_that_cannot_be_read_is_replaced_and_named(ray_session: None, collection: Path) -> None:
+    import ray
+
+    from pipeline.training.samples.augmentation import Augmentation
+
+    table = rows(collection, "train")
+    (collection / "train" / "003.png").write_bytes(b"broken")
+    plan = SamplePlan(num_rows=8, batch_size=8, num_workers=1, total_steps=1)
+    loader = SampleLoader(ray.put(table), plan, Augmentation((32, 32)), LABELS, OPTIONS, 0, 1)
+    batch = loader({"id": np.arange(8)})
+    again = loader({"id": np.arange(8)})
+    assert batch["pixels"].shape == (8, 32, 32, 3) and batch["pixels"].dtype == np.uint8
+    failures = [text for text in batch["failure"] if text]
+    assert len(failures) == 1 and failures[0].startswith("train/003.png: ")
+    assert all((truth != 255).any() for truth in batch["truth"])  # another picture stands in its place
+    assert all(np.array_equal(batch[name], again[name]) for name in ("pixels", "truth"))
+
+
+def test_validation_drops_no_picture_between_two_workers(ray_session: None, collection: Path) -> None:
+    draw(collection, "odd", 5, size=(30, 44))
+    table = pa.concat_tables([rows(collection, "val"), rows(collection, "odd")]).slice(0, 7)
+    shards = validation_stream(table, 2, LABELS, OPTIONS).streaming_split(2, equal=True)
+    found: list[tuple[int, int, int]] = []
+
+    def take(worker: int) -> None:
+        for row in shards[worker].iter_rows():
+            if row["valid"]:
+                assert not row["failure"] and len(row["pixels"]) == 3 * len(row["truth"])
+                found.append((worker, row["height"], row["width"]))
+
+    threads = [threading.Thread(target=take, args=(worker,)) for worker in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join(timeout=60) for thread in threads]
+    assert Counter((height, width) for _, height, width in found) == {(40, 48): 3, (30, 44): 4}

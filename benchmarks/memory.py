@@ -1,4 +1,4 @@
-"""What it gains a predictor on a CPU to keep freed memory (pipeline/runtime/process.py): the same network with and without.
+"""What a predictor on a CPU gains from keeping freed memory (pipeline/runtime/process.py): with and without it.
 
     python benchmarks/memory.py
 

@@ -43,6 +43,11 @@ class InputError(PipelineError):
             parts.append(todo)
         super().__init__(" ".join("; ".join(parts).split()))
 
+    @classmethod
+    def parse(cls, text: str) -> InputError:
+        """The error whose text another process has sent."""
+        return _restore(cls, text)
+
     def __reduce__(self) -> tuple[object, ...]:  # survives Ray's pickling without its keyword arguments
         return (_restore, (type(self), str(self)))
 

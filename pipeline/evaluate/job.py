@@ -174,13 +174,7 @@ def _score(run: Run, predictions: Predictions, scoring: Scoring, manifest: Manif
     progress.close()
     if unknown:
         first = min(unknown, key=lambda found: found["uri"])
-        raise InputError(
-            "label value outside the label set",
-            where=first["uri"],
-            found=f"{first['value']} in {first['pixels']} pixels",
-            expected=f"the values of label set {scoring.label_set.name!r}",
-            todo="give the right --label-set, or add the value to its remap or ignore",
-        )
+        raise scoring.label_set.unknown_value(first["value"], first["pixels"], first["are_colors"], first["uri"])
     return accumulator, num_labels
 
 

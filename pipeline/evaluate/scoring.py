@@ -99,9 +99,10 @@ def _score(batches: Iterator[pa.RecordBatch], scoring: Scoring, index: pa.Table)
     """Rows of predictions -> rows of evaluation, or {"unknown": ...} for a label value outside the label set."""
     reader = shared_reader(scoring.options, json.dumps(scoring.label_set.to_json()))
     for region in reader.read(_with_labels(batches, scoring, index), pictures=False, labels=True):
-        if region.unknown_labels:
-            value, pixels = min(region.unknown_labels.items())
-            yield {"unknown": {"uri": region.row["label_uri"], "value": value, "pixels": pixels}}
+        if region.labels is not None and region.labels.unknown:
+            value, pixels = min(region.labels.unknown.items())
+            found = {"value": value, "pixels": pixels, "are_colors": region.labels.are_colors}
+            yield {"unknown": {"uri": region.row["label_uri"], **found}}
             return
         yield _score_one(region, scoring.label_set)
 

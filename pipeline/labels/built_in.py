@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from pipeline import storage
 from pipeline.errors import InputError, nearest
 from pipeline.labels.label_set import LabelSet, voc_color
 
@@ -23,12 +24,9 @@ def load_label_set(name_or_uri: str) -> LabelSet:
             expected=f"one of {', '.join(sorted(LABEL_SETS))}, or a YAML file",
             todo=nearest(name_or_uri, LABEL_SETS) or None,
         )
-    import fsspec
-
     try:
-        with fsspec.open(name_or_uri, "rb") as file:
-            text = yaml.safe_load(file.read())
-    except FileNotFoundError:
+        text = yaml.safe_load(storage.read_bytes(name_or_uri))
+    except (FileNotFoundError, IsADirectoryError):
         raise InputError("label set file does not exist", where=name_or_uri) from None
     except yaml.YAMLError as error:
         raise InputError("label set file is not YAML", where=name_or_uri, found=str(error)) from None

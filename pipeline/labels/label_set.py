@@ -1,30 +1,43 @@
 """Label sets: the names, ids and colours of the classes, and what the raw values of label files mean.
 
-A label file holds raw values; a class map holds class ids 0..K-1 and one ignore value (255, or 65535 above 254
-classes). `remap` leads from raw values to class ids, `ignore` lists the raw values that are void; every other value
-is unknown, which is bad input: it is counted, never guessed.
+A label file holds raw values, or colours; a class map holds class ids 0..K-1 and one ignore value (255, or 65535 above
+254 classes). `remap` leads from raw values to class ids, `ignore` lists the raw values that are void, `void_colors` the
+colours that are. Every other value is unknown, which is bad input: it is counted, never guessed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.errors import InputError, nearest
+from pipeline.labels.void_colors import VOID_COLORS, Color
 
 IGNORE = 255
 IGNORE_WIDE = 65535
+_KEYS = ("name", "classes", "remap", "ignore", "ignore_colors", "ignore_other_colors")
 
-Color = tuple[int, int, int]
+
+class Encoded(NamedTuple):
+    """A label file by its label set: the class map (H x W), and the pixels of every raw value that is void or unknown.
+
+    Where `are_colors`, a raw value is a colour as 0xRRGGBB.
+    """
+
+    class_map: np.ndarray
+    unknown: dict[int, int]
+    void: dict[int, int]
+    are_colors: bool
 
 
 @dataclass(frozen=True)
 class LabelSet:
     """The K classes of a data set, in class-id order.
 
-    `remap` is empty where raw values are the class ids themselves.
+    `remap` is empty where raw values are the class ids themselves. `void_colors` are those of the data set of this name
+    where they are not given; with `ignore_other_colors` every colour of no class is void.
     """
 
     name: str
@@ -32,8 +45,12 @@ class LabelSet:
     colors: tuple[Color, ...]
     remap: dict[int, int] = field(default_factory=dict)
     ignore: tuple[int, ...] = (IGNORE,)
+    void_colors: tuple[Color, ...] | None = None
+    ignore_other_colors: bool = False
 
     def __post_init__(self) -> None:
+        if self.void_colors is None:
+            object.__setattr__(self, "void_colors", VOID_COLORS.get(self.name, ()))
         if not self.names:
             raise InputError("label set has no classes", where=self.name)
         if len(set(self.names)) != len(self.names):
@@ -68,24 +85,47 @@ class LabelSet:
         """The value of a class map that means "no truth" or, in a mask, "no prediction"."""
         return IGNORE if self.mask_dtype == "uint8" else IGNORE_WIDE
 
-    def encode(self, raw: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:
-        """Raw label values -> class ids.
+    def encode(self, raw: np.ndarray) -> Encoded:
+        """Raw label values -> class ids (H x W of `mask_dtype`, `ignore_value` where a pixel is void or unknown).
 
-        `raw` is H x W of integers, or H x W x 3 of colours of this label set (a colour of no class reads as the
-        value 0xRRGGBB and is unknown). Returns the class map (H x W of `mask_dtype`, `ignore_value` where a pixel is
-        void or unknown) and the unknown values with their pixel counts.
+        `raw` is H x W of integers, or H x W x 3 of colours. Raises InputError for colours where two classes share one.
         """
-        values = _pack_colors(raw) if raw.ndim == 3 else raw
-        known = self._color_ids() if raw.ndim == 3 else self._raw_ids()
+        are_colors = raw.ndim == 3
+        values = _pack_colors(raw) if are_colors else raw
+        known = self._color_ids() if are_colors else self._raw_ids()
+        voids = {_packed(color) for color in self.void_colors or ()} if are_colors else set(self.ignore)
         present, inverse = _unique(values)
         to_class = np.full(len(present), self.ignore_value, dtype=self.mask_dtype)
         unknown: dict[int, int] = {}
+        void: dict[int, int] = {}
         for position, (value, pixels) in enumerate(zip(*present.T, strict=True) if len(present) else ()):
             if int(value) in known:
                 to_class[position] = known[int(value)]
-            elif raw.ndim == 3 or int(value) not in self.ignore:
+            elif int(value) in voids or (are_colors and self.ignore_other_colors):
+                void[int(value)] = int(pixels)
+            else:
                 unknown[int(value)] = int(pixels)
-        return to_class[inverse].reshape(values.shape), unknown
+        return Encoded(to_class[inverse].reshape(values.shape), unknown, void, are_colors)
+
+    def unknown_value(self, value: int, pixels: int, are_colors: bool, where: object) -> InputError:
+        """The error for a value of a label file that is neither a class nor void."""
+        if are_colors:
+            color = [value >> 16, (value >> 8) & 255, value & 255]
+            return InputError(
+                "label colour outside the label set",
+                where=where,
+                found=f"colour {color} in {pixels} pixels",
+                expected=f"the colours of label set {self.name!r}",
+                todo=f"give the right --label-set, or a YAML file of it in which {color} stands under `ignore_colors`"
+                " (or with `ignore_other_colors: true`)",
+            )
+        return InputError(
+            "label value outside the label set",
+            where=where,
+            found=f"value {value} in {pixels} pixels",
+            expected=f"{self._expected()} ({self.name})",
+            todo="give the right --label-set, or add the value to its `remap` or `ignore`",
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -96,23 +136,26 @@ class LabelSet:
             ],
             "remap": {str(raw): to for raw, to in self.remap.items()},
             "ignore": list(self.ignore),
+            # what the name says already is left out, as version 0.1 did: this text is part of fingerprints
+            **({} if self._known_void else {"ignore_colors": [list(color) for color in self.void_colors or ()]}),
+            **({"ignore_other_colors": True} if self.ignore_other_colors else {}),
         }
 
     @classmethod
     def from_json(cls, text: dict[str, Any], where: object = "label set") -> LabelSet:
-        """The inverse of `to_json`; a YAML file has the same shape (`color`, `remap` and `ignore` may be missing).
+        """The inverse of `to_json`; a YAML file has the same shape (all but `name` and `classes` may be missing).
 
         Raises InputError where something is missing or of the wrong kind.
         """
         if not isinstance(text, dict) or not isinstance(text.get("classes"), list):
             raise InputError("not a label set", where=where, expected="a mapping with `name` and a list `classes`")
-        unknown = set(text) - {"name", "classes", "remap", "ignore"}
+        unknown = set(text) - set(_KEYS)
         if unknown:
             key = sorted(map(str, unknown))[0]
             raise InputError(
                 f"label set has no key {key!r}",
                 where=where,
-                todo=nearest(key, ["name", "classes", "remap", "ignore"]),
+                todo=nearest(key, _KEYS),
             )
         try:
             names, colors = [], []
@@ -131,9 +174,13 @@ class LabelSet:
             remap = {int(raw): int(to) for raw, to in (text.get("remap") or {}).items()}
             ignore = text.get("ignore", [IGNORE])
             ignore = tuple(int(v) for v in (ignore if isinstance(ignore, (list, tuple)) else [ignore]))
+            void_colors = text.get("ignore_colors")
+            if void_colors is not None:
+                void_colors = tuple((int(red), int(green), int(blue)) for red, green, blue in void_colors)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError("not a label set", where=where, found=f"{type(error).__name__}: {error}") from None
-        return cls(str(text.get("name", "unnamed")), tuple(names), tuple(colors), remap, ignore)
+        name, others = str(text.get("name", "unnamed")), bool(text.get("ignore_other_colors", False))
+        return cls(name, tuple(names), tuple(colors), remap, ignore, void_colors, others)
 
     def _raw_ids(self) -> dict[int, int]:
         if self.remap:
@@ -141,7 +188,36 @@ class LabelSet:
         return {i: i for i in range(self.num_classes)}
 
     def _color_ids(self) -> dict[int, int]:
-        return {(r << 16) | (g << 8) | b: i for i, (r, g, b) in enumerate(self.colors)}
+        ids = {_packed(color): i for i, color in enumerate(self.colors)}
+        if len(ids) < len(self.colors):
+            first, second = next(
+                (self.names[i], self.names[j])
+                for j in range(len(self.colors))
+                for i in range(j)
+                if self.colors[i] == self.colors[j]
+            )
+            raise InputError(
+                "label files hold colours, and two classes share one",
+                where=self.name,
+                found=f"{first!r} and {second!r} of one colour",
+                expected="a colour of its own for every class",
+            )
+        return ids
+
+    @property
+    def _known_void(self) -> bool:
+        return self.void_colors == VOID_COLORS.get(self.name, ())
+
+    def _expected(self) -> str:
+        """The raw values that are known, as `0..10, 255`."""
+        known = sorted({*(self.remap or range(self.num_classes)), *self.ignore})
+        runs: list[list[int]] = []
+        for value in known:
+            if runs and value == runs[-1][1] + 1:
+                runs[-1][1] = value
+            else:
+                runs.append([value, value])
+        return ", ".join(str(low) if low == high else f"{low}..{high}" for low, high in runs)
 
 
 def _unique(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +230,11 @@ def _unique(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.stack([present, pixels[present]], axis=1), place[values.ravel()]
     present, inverse, pixels = np.unique(values, return_inverse=True, return_counts=True)
     return np.stack([present, pixels], axis=1), inverse.ravel()
+
+
+def _packed(color: Color) -> int:
+    """A colour as 0xRRGGBB."""
+    return (color[0] << 16) | (color[1] << 8) | color[2]
 
 
 def _pack_colors(raw: np.ndarray) -> np.ndarray:

@@ -12,13 +12,13 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from pipeline import storage
-from pipeline.labels import LabelSet
+from pipeline.labels import Encoded, LabelSet
 from pipeline.reading.decode import DecodeError, DecoderDied, DecodeTimeout, TooLarge
 from pipeline.reading.decode.pool import DecodePool
 
@@ -42,8 +42,8 @@ class Region:
     """One region as far as it could be read.
 
     `pixels` is uint8 H x W x 3 (RGB) and not None exactly where `status` is "ok" and pictures were asked for. `truth`
-    is the encoded class map H x W; where it could not be had, `truth_error` says why. `unknown_labels` counts the
-    pixels of raw values that are outside the label set.
+    is the encoded class map H x W; where it could not be had, `truth_error` says why. `labels` says
+    which raw values of the label file were void or outside the label set.
     """
 
     row: Row
@@ -52,7 +52,7 @@ class Region:
     pixels: np.ndarray | None = None
     truth: np.ndarray | None = None
     truth_error: str | None = None
-    unknown_labels: dict[int, int] = field(default_factory=dict)
+    labels: Encoded | None = None
 
 
 class Failure(Exception):
@@ -131,7 +131,8 @@ class RegionReader:
         if self.label_set is None:
             raise ValueError("RegionReader needs a label set to read labels")
         raw = self._decode(self._fetch(uri, None, None), "label")
-        region.truth, region.unknown_labels = self.label_set.encode(raw)
+        region.labels = self.label_set.encode(raw)
+        region.truth = region.labels.class_map
 
     def _fetch(self, uri: str, size_bytes: int | None, version: str | None) -> bytes:
         begin_s = time.monotonic()

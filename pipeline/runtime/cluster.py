@@ -61,7 +61,7 @@ def connect(written: Iterable[str], *, shared_filesystem: bool = False, local_cp
         stop_on_sigterm()  # after ray.init, which sets a handler of its own
     if not shared_filesystem:
         _refuse_local_on_many_nodes(written)
-    _configure_data()
+    configure_data()
 
 
 def calm_threads() -> None:
@@ -139,7 +139,12 @@ def cores_of_a_node() -> int:
     return min((count for count in cpus if count), default=1)
 
 
-def _configure_data() -> None:
+def configure_data() -> None:
+    """Settings of Ray Data for Datasets made by this process from now on.
+
+    They hold for one process: code that makes a Dataset elsewhere (Ray Train calls such a function in a process of its
+    own) has to call this there.
+    """
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -152,13 +157,13 @@ def _configure_data() -> None:
     # spot machines also die while an actor starts on them; the default of 0 ends the job at the first
     if hasattr(context, "max_consecutive_actor_init_deaths"):
         context.max_consecutive_actor_init_deaths = 5
-    _calm_scheduler(context)
+    _pause_scheduler(context)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
     for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _calm_scheduler(context: Any) -> None:
+def _pause_scheduler(context: Any) -> None:
     """Let Ray Data's scheduling loop rest between its steps.
 
     Where a consumer is slower than its producers (a training loop always is), finished blocks wait unread, `ray.wait`

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 LINE_EVERY_S = 10.0  # where no terminal redraws the line
@@ -47,25 +48,48 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 60)} min" if seconds >= 90 else f"{max(0, int(seconds))} s"
 
 
+class RecentRate:
+    """Units per second over the last `window_s` seconds.
+
+    It counts from the moment at which the first units were done (more than `begun`): what starts up before says nothing
+    about the time left. `clock` gives seconds.
+    """
+
+    def __init__(self, begun: int = 0, *, window_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._begun, self._window_s, self._clock = begun, window_s, clock
+        self._seen: deque[tuple[float, int]] = deque()  # (time, units done), oldest first
+
+    def update(self, done: int) -> None:
+        """`done` units are done by now."""
+        if done > self._begun:
+            now_s = self._clock()
+            self._seen.append((now_s, done))
+            while len(self._seen) > 2 and now_s - self._seen[1][0] >= self._window_s:
+                self._seen.popleft()
+
+    @property
+    def per_second(self) -> float | None:
+        """None until units were done after the first ones; 0 after a window in which nothing was done."""
+        if len(self._seen) < 2:
+            return None
+        (from_s, from_done), (_, done) = self._seen[0], self._seen[-1]
+        elapsed_s = self._clock() - from_s
+        return (done - from_done) / elapsed_s if elapsed_s > 0 else None
+
+    def left_s(self, total: int) -> float | None:
+        """Seconds until `total` units are done at this rate; None where there is no rate, or it is 0."""
+        rate = self.per_second
+        return (total - self._seen[-1][1]) / rate if rate else None
+
+
 class Progress:
-    """Counts towards `total`: done, rate and time left. The rate is that of this run of the driver alone, from the
-    moment at which the first were done: what starts up before says nothing about the time left."""
+    """Counts towards `total` and shows units done, the rate of the last half minute and the time left at that rate."""
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "pictures") -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit
-        self._begun_s = time.monotonic()
-        self._begun_done = done
-        self._first: tuple[float, int] | None = None
+        self._rate = RecentRate(done)
+        self._begun_s, self._begun_done = time.monotonic(), done
         self._line = ProgressLine()
-
-    @property
-    def rate(self) -> float:
-        """Units a second."""
-        from_s, from_done = (
-            self._first if self._first and self.done > self._first[1] else (self._begun_s, self._begun_done)
-        )
-        elapsed_s = time.monotonic() - from_s
-        return (self.done - from_done) / elapsed_s if elapsed_s > 0 else 0.0
 
     def advance(self, by: int, note: str = "") -> None:
         """`by` more are done; `note` stands at the end of the line."""
@@ -94,18 +118,27 @@ class Progress:
     def close(self, note: str = "", done: int | None = None) -> None:
         """The last line, which stays; `done` is the last word on how many are."""
         self.done = self.done if done is None else done
-        self._line.note(f"{self._text()}, {note}".rstrip(", "))
+        elapsed_s = max(1e-9, time.monotonic() - self._begun_s)
+        whole = f"{(self.done - self._begun_done) / elapsed_s:.1f}/s in all"
+        self._line.note(f"{self._text()}, {whole}, {note}".rstrip(", "))
 
     def _reach(self, done: int, note: str) -> None:
         self.done = done
-        if self._first is None and done > self._begun_done:
-            self._first = (time.monotonic(), done)
-        left = f", {duration((self.total - done) / self.rate)} left" if self.rate else ", starting"
-        self._line.show(f"{self._text()}{left}, {note}".rstrip(", "))
+        self._rate.update(done)
+        self._line.show(f"{self._text()}, {speed_text(self._rate, self.total)}, {note}".rstrip(", "))
 
     def _text(self) -> str:
         share = f" ({100 * self.done / self.total:.0f} %)" if self.total else ""
-        return f"{self.what}: {self.done}/{self.total} {self.unit}{share}, {self.rate:.1f}/s"
+        return f"{self.what}: {self.done}/{self.total} {self.unit}{share}"
+
+
+def speed_text(rate: RecentRate, total: int, unit: str = "") -> str:
+    """`12.3/s, 4 min left`, or `starting` before there is a rate."""
+    per_second, left_s = rate.per_second, rate.left_s(total)
+    if per_second is None:
+        return "starting"
+    left = f", {duration(left_s)} left" if left_s is not None else ""
+    return f"{per_second:.1f}{unit}/s{left}"
 
 
 def listed(names: list[str], most: int = 20) -> str:

@@ -10,9 +10,11 @@ from pipeline import storage
 from pipeline.errors import InputError, nearest
 from pipeline.labels import LABEL_SETS, LabelSet
 from pipeline.models import parse_model, portable, weights_sha256
+from pipeline.reading.regions import ReadOptions
 from pipeline.training.label_scan import CLASS_WEIGHTS
-from pipeline.training.schedules import SCHEDULES
+from pipeline.training.optimization.schedules import SCHEDULES
 
+RUNNERS = ("auto", "ray", "local")
 RESULT_VERSION = 1  # raised when the same options begin to train another network
 LOSS_NAMES = ("cross_entropy_dice", "cross_entropy", "dice", "focal", "ohem_cross_entropy")  # losses.LOSSES, unimported
 _DOWNLOADED = ("imagenet", "default")  # weights by name, not by file
@@ -29,6 +31,8 @@ _BESIDE_THE_RESULT = (
     "overwrite",
     "shared_filesystem",
     "single_writer",
+    "runner",
+    "allow_absent_classes",
 )
 
 
@@ -71,6 +75,9 @@ class TrainConfig:
         checkpoint_minutes: minutes between checkpoints within an epoch
         precision: auto (bfloat16 where the device has it), float32 or bfloat16
         device: auto, cpu or cuda
+        runner: ray, local (one worker in the job's own process, without Ray), or auto: Ray where there is a cluster
+            (RAY_ADDRESS) or more than one worker
+        allow_absent_classes: train although a class has not one pixel in the training labels
         cpus_per_worker: CPUs (and threads) of a training worker; default 1, on a local Ray without GPU all of them
         fetch_retry_s: seconds for which a failing fetch is tried again
         overwrite: throw away another run in the output folder
@@ -112,11 +119,17 @@ class TrainConfig:
     checkpoint_minutes: float = 3.0
     precision: str = "auto"
     device: str = "auto"
+    runner: str = "auto"
+    allow_absent_classes: bool = False
     cpus_per_worker: int | None = None
     fetch_retry_s: float = 60.0
     overwrite: bool = False
     shared_filesystem: bool = False
     single_writer: bool = False
+
+    @property
+    def read_options(self) -> ReadOptions:
+        return ReadOptions(fetch_retry_s=self.fetch_retry_s)
 
 
 def check(config: TrainConfig) -> tuple[int, int]:
@@ -155,6 +168,7 @@ def check(config: TrainConfig) -> tuple[int, int]:
     choices: dict[str, tuple[str, ...]] = {
         "precision": ("auto", "float32", "bfloat16"),
         "device": ("auto", "cpu", "cuda"),
+        "runner": RUNNERS,
         "loss": LOSS_NAMES,
         "schedule": tuple(SCHEDULES),
         "class_weights": CLASS_WEIGHTS,

@@ -9,7 +9,7 @@ from pipeline.catalog.manifest import Manifest
 from pipeline.errors import InputError
 from pipeline.runtime.progress import listed, say
 from pipeline.training.config import TrainConfig
-from pipeline.training.samples.streams import COLUMNS
+from pipeline.training.samples.plan import COLUMNS
 
 
 def select_rows(manifest: Manifest, config: TrainConfig) -> tuple[pa.Table, pa.Table]:

@@ -1,19 +1,20 @@
-"""What the driver hands to every training worker, and what a checkpoint keeps beside the tensors."""
+"""What the driver hands to every training worker: what to train, and on what."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.models.spec import ModelSpec
-from pipeline.training.samples.plan import SamplePlan
+import pyarrow as pa
 
-POSITION = "_train/position.json"  # the step of the latest checkpoint, read when the sample stream is made
+from pipeline.models.spec import ModelSpec
+from pipeline.training.samples.loader import SampleLoader
+from pipeline.training.samples.plan import SamplePlan
 
 
 @dataclass(frozen=True)
 class Task:
-    """All that a worker needs to know; made by the driver, the same for every worker."""
+    """All that the loop needs to know; the same for every worker."""
 
     output: str
     model: str
@@ -34,14 +35,12 @@ class Task:
     checkpoint_minutes: float
     precision: str
     threads: int
-    monitor: Any
 
 
-@dataclass
-class State:
-    """What a checkpoint holds beside the tensors."""
+@dataclass(frozen=True)
+class TrainingData:
+    """The rows to train on and to validate with, and how a sample is read."""
 
-    step: int = 0
-    best: float = -1.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    failed_samples: int = 0
+    train: pa.Table
+    validation: pa.Table
+    loader: SampleLoader

@@ -6,7 +6,8 @@ Pictures go through the same `Predictor` that the segment job uses, so the figur
 from __future__ import annotations
 
 import copy
-from typing import Any
+import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -16,33 +17,32 @@ from torch import nn
 from pipeline.metrics import ConfusionMatrix
 from pipeline.models.spec import ModelSpec
 from pipeline.prediction.predictor import Prediction, Predictor
+from pipeline.training.samples.validation import ValidationPicture
+
+_AT_ONCE = 8  # pictures
 
 
-def confusion(model: nn.Module, spec: ModelSpec, shard: Any, device: torch.device) -> tuple[ConfusionMatrix, int]:
-    """Of `shard` (a stream of `samples.ValidationLoader` rows): the matrix, and how many pictures were unreadable.
+def confusion(
+    model: nn.Module, spec: ModelSpec, pictures: Iterator[ValidationPicture], device: torch.device
+) -> tuple[ConfusionMatrix, int]:
+    """The matrix of these pictures, and how many of them could not be read.
 
-    A picture that cannot be read, or on which the network raises, counts as unpredicted; a truth that cannot, nowhere.
+    A picture that cannot be read, or on which the network raises, counts as unpredicted; one whose truth cannot be read
+    counts nowhere.
     """
     label_set = spec.label_set
     matrix, failed = ConfusionMatrix(label_set.num_classes), 0
     flags = (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32)
     matmul = torch.backends.cuda.matmul.allow_tf32
     predictor = Predictor(copy.deepcopy(model), spec, device=str(device))
-    for batch in shard.iter_batches(batch_size=8, batch_format="pyarrow", prefetch_batches=1):
-        rows = [row for row in batch.to_pylist() if row["valid"]]
-        failed += sum(bool(row["failure"]) for row in rows)
-        readable = [row for row in rows if row["truth"] is not None]
-        pictures = [
-            np.frombuffer(row["pixels"], np.uint8).reshape(row["height"], row["width"], -1)
-            for row in readable
-            if row["pixels"] is not None
-        ]
-        predictions = iter(predictor.predict(pictures))
-        for row in readable:
-            truth = np.frombuffer(row["truth"], label_set.mask_dtype).reshape(row["height"], row["width"])
-            answer = next(predictions) if row["pixels"] is not None else None
-            found = answer.class_map if isinstance(answer, Prediction) else None
-            matrix.update(truth, found, label_set.ignore_value)
+    while some := list(itertools.islice(pictures, _AT_ONCE)):
+        failed += sum(bool(picture.failure) for picture in some)
+        predictions = iter(predictor.predict([p.pixels for p in some if p.pixels is not None and p.truth is not None]))
+        for picture in some:
+            if picture.truth is not None:
+                predicted = next(predictions) if picture.pixels is not None else None
+                class_map = predicted.class_map if isinstance(predicted, Prediction) else None
+                matrix.update(picture.truth, class_map, label_set.ignore_value)
     # the predictor wants exact repeats of the whole process; training wants speed
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = flags
     torch.backends.cuda.matmul.allow_tf32 = matmul

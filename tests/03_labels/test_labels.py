@@ -15,13 +15,13 @@ from pipeline.labels import CAMVID, CITYSCAPES, LABEL_SETS, VOC, LabelSet, load_
 
 def test_camvid_void_is_ignored_and_foreign_values_are_counted() -> None:
     raw = np.array([[0, 10, 11], [255, 12, 12]], np.uint8)
-    classes, unknown = CAMVID.encode(raw)
+    classes, unknown, *_ = CAMVID.encode(raw)
     assert classes.tolist() == [[0, 10, 255], [255, 255, 255]]
     assert unknown == {12: 2}
 
 
 def test_remap_leads_from_raw_values_to_class_ids() -> None:
-    classes, unknown = CITYSCAPES.encode(np.array([[7, 33, 0, 34]]))
+    classes, unknown, *_ = CITYSCAPES.encode(np.array([[7, 33, 0, 34]]))
     assert classes.tolist() == [[0, 18, 255, 255]]
     assert unknown == {34: 1}
 
@@ -30,7 +30,7 @@ def test_colour_labels_are_read_by_their_colours() -> None:
     raw = np.zeros((1, 2, 3), np.uint8)
     raw[0, 0] = VOC.colors[15]
     raw[0, 1] = (1, 2, 3)
-    classes, unknown = VOC.encode(raw)
+    classes, unknown, *_ = VOC.encode(raw)
     assert classes.tolist() == [[15, 255]]
     assert unknown == {0x010203: 1}
 
@@ -38,7 +38,7 @@ def test_colour_labels_are_read_by_their_colours() -> None:
 @given(st.lists(st.integers(0, 65535), min_size=1, max_size=50))
 def test_every_pixel_is_a_class_void_or_counted(values: list[int]) -> None:
     raw = np.array(values, np.int32)[None]
-    classes, unknown = CAMVID.encode(raw)
+    classes, unknown, *_ = CAMVID.encode(raw)
     for value, got in zip(values, classes[0], strict=True):
         assert got == (value if value < 11 else 255)
     assert sum(unknown.values()) == sum(v not in (*range(12), 255) for v in values)
@@ -47,7 +47,7 @@ def test_every_pixel_is_a_class_void_or_counted(values: list[int]) -> None:
 
 def test_more_than_254_classes_are_16_bits_wide() -> None:
     wide = LabelSet("wide", tuple(f"c{i}" for i in range(300)), ((0, 0, 0),) * 300, ignore=(65535,))
-    classes, unknown = wide.encode(np.array([[299, 65535]], np.uint16))
+    classes, unknown, *_ = wide.encode(np.array([[299, 65535]], np.uint16))
     assert classes.dtype == np.uint16 and classes.tolist() == [[299, 65535]] and not unknown
 
 

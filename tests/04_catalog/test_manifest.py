@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline import storage
-from pipeline.catalog import collection, manifest_writer
+from pipeline.catalog import label_files, manifest_writer
 from pipeline.catalog.manifest import Manifest, open_manifest, region_key
 from pipeline.catalog.manifest_writer import build_manifest
 from pipeline.catalog.subset import Subset
@@ -129,7 +129,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
 
 def test_parts_are_cut_and_a_half_written_manifest_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest_writer, "ROWS_PER_PART", 2)
-    monkeypatch.setattr(collection, "_MOST_HELD_BACK", 1)
+    monkeypatch.setattr(label_files, "_MOST_HELD_BACK", 1)
     for i in range(5):
         draw(tmp_path / "c" / f"{i}.jpg")
     made = build_manifest(str(tmp_path / "c"), str(tmp_path / "m"))

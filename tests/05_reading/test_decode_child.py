@@ -140,7 +140,7 @@ def test_a_child_outlives_the_thread_that_started_it():
 def test_the_child_dies_with_its_parent():
     program = (
         "import os, signal\n"
-        "from pipeline.decode.child import DecodeChild\n"
+        "from pipeline.reading.decode.child import DecodeChild\n"
         "child = DecodeChild()\n"
         "try: child.decode(b'x')\n"
         "except Exception: pass\n"

@@ -51,7 +51,7 @@ def test_real_pictures_with_their_labels_in_order(
     for region in found:
         assert region.status == "ok" and region.pixels is not None and region.pixels.shape == (360, 480, 3)
         raw = np.asarray(Image.open(region.row["label_uri"]))
-        assert region.truth is not None and not region.unknown_labels
+        assert region.truth is not None and region.labels is not None and not region.labels.unknown
         assert (region.truth == np.where(raw == 11, 255, raw)).all()
 
 
@@ -110,7 +110,7 @@ def test_labels_that_cannot_be_had_leave_the_picture(tmp_path: Path, reader: Reg
     none, bad, foreign = reader.read(rows, labels=True)
     assert all(region.status == "ok" and region.pixels is not None for region in (none, bad, foreign))
     assert none.truth_error == "no label file" and bad.truth is None and bad.truth_error
-    assert foreign.unknown_labels == {200: 12} and (foreign.truth == 255).all()
+    assert foreign.labels.unknown == {200: 12} and (foreign.truth == 255).all()
 
 
 def test_a_decoder_that_is_killed_from_outside_costs_nothing(tmp_path: Path, reader: RegionReader) -> None:

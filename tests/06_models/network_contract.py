@@ -13,7 +13,7 @@ from pipeline.errors import InputError
 from pipeline.models import build_model
 from pipeline.prediction.folding import fold_batch_norm
 from pipeline.prediction.packing import MOST_BYTES, pack_convolutions
-from pipeline.training.losses import cross_entropy_dice, with_auxiliary
+from pipeline.training.optimization.losses import cross_entropy_dice, with_auxiliary
 
 TESTED: dict[str, type[Network]] = {}  # name in the table -> the subclass
 

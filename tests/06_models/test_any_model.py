@@ -14,8 +14,8 @@ from pipeline.labels import load_label_set
 from pipeline.models import build_model, parse_model, portable
 from pipeline.models.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.models.spec import ModelSpec
-from pipeline.training.losses import cross_entropy_dice
-from pipeline.training.optimizer import parameter_groups
+from pipeline.training.optimization.losses import cross_entropy_dice
+from pipeline.training.optimization.parameter_groups import parameter_groups
 
 SMP = "smp:Unet?encoder_name=resnet18&decoder_channels=[32,16,16,8,8]"
 

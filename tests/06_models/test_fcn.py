@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.models import build_model
 from pipeline.models.networks.crf_rnn import MeanField
 from pipeline.models.networks.fcn8s import FCN8s
-from pipeline.training.optimizer import parameter_groups
+from pipeline.training.optimization.parameter_groups import parameter_groups
 
 
 class FCN(Network):

@@ -13,8 +13,7 @@ import torchmetrics.classification as oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import metrics
-from pipeline.metrics import ConfusionMatrix
+from pipeline.metrics import ConfusionMatrix, confusion_matrix
 
 IGNORE = 255
 
@@ -202,7 +201,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = random.choice([0, 1, 2, IGNORE], (37, 41)).astype(np.uint8)
     prediction = random.integers(0, 4, (37, 41)).astype(np.uint8)
     whole = count(3, truth, prediction)
-    monkeypatch.setattr(metrics, "CHUNK_PX", 100)
+    monkeypatch.setattr(confusion_matrix, "CHUNK_PX", 100)
     assert count(3, truth, prediction) == whole == naive(3, truth, prediction)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from pipeline.errors import InputError
-from pipeline.training.losses import (
+from pipeline.training.optimization.losses import (
     LOSSES,
     cross_entropy,
     cross_entropy_dice,
@@ -16,7 +16,7 @@ from pipeline.training.losses import (
     soft_dice,
     with_auxiliary,
 )
-from pipeline.training.schedules import SCHEDULES, factor
+from pipeline.training.optimization.schedules import SCHEDULES, factor
 
 K, IGNORE = 4, 255
 

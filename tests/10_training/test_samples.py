@@ -7,18 +7,21 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from light_and_dark import LABELS, draw, draw_collection
-from PIL import Image
 
-from pipeline.errors import InputError
-from pipeline.reading.regions import ReadOptions
-from pipeline.training.label_scan import class_weights, scan_labels
-from pipeline.training.samples.plan import SamplePlan
-from pipeline.training.samples.streams import COLUMNS, SampleLoader, validation_stream
+from pipeline.errors import PipelineError
+from pipeline.reading.regions import ReadOptions, RegionReader
+from pipeline.training.label_scan import class_weights
+from pipeline.training.samples.augmentation import Augmentation
+from pipeline.training.samples.loader import SampleLoader
+from pipeline.training.samples.plan import COLUMNS, SamplePlan
+from pipeline.training.samples.process_stream import read_steps
+from pipeline.training.samples.ray_streams import StreamedSamples, validation_stream
 
 OPTIONS = ReadOptions(fetch_retry_s=0)
 
@@ -112,41 +115,63 @@ def test_class_weights_are_one_over_the_pixels(pixels: list[int], kind: str) -> 
         assert (np.diff(weights[counts > 0][order]) <= 1e-9).all()  # rarer is never lighter
 
 
-def test_label_scan_counts_and_lists(ray_session: None, collection: Path) -> None:
-    table = rows(collection, "train")
-    (collection / "trainannot" / "002.png").write_bytes(b"no picture")
-    scan = scan_labels(table, LABELS, OPTIONS)
-    assert scan.files == 7 and scan.unreadable_ids == [2] and "002.png" in scan.unreadable[0]
-    assert sum(scan.class_pixels) == 7 * 39 * 48 and scan.ignored_pixels == 7 * 48
-
-
-def test_label_scan_meets_an_unknown_value(ray_session: None, collection: Path) -> None:
-    wrong = np.zeros((40, 48), np.uint8)
-    wrong[:3] = 9
-    Image.fromarray(wrong).save(collection / "trainannot" / "004.png")
-    with pytest.raises(InputError, match=r"004\.png.*value 9 in 144 pixels.*0\.\.1, 255"):
-        scan_labels(rows(collection, "train"), LABELS, OPTIONS)
-
-
 # ---- loading ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_picture_that_cannot_be_read_is_replaced_and_named(ray_session: None, collection: Path) -> None:
     import ray
 
-    from pipeline.training.samples.augmentation import Augmentation
-
     table = rows(collection, "train")
     (collection / "train" / "003.png").write_bytes(b"broken")
     plan = SamplePlan(num_rows=8, batch_size=8, num_workers=1, total_steps=1)
-    loader = SampleLoader(ray.put(table), plan, Augmentation((32, 32)), LABELS, OPTIONS, 0, 1)
-    batch = loader({"id": np.arange(8)})
-    again = loader({"id": np.arange(8)})
+    stream = StreamedSamples(ray.put(table), SampleLoader(plan, Augmentation((32, 32)), LABELS, OPTIONS), 0, 1)
+    batch = stream({"id": np.arange(8)})
+    again = stream({"id": np.arange(8)})
     assert batch["pixels"].shape == (8, 32, 32, 3) and batch["pixels"].dtype == np.uint8
     failures = [text for text in batch["failure"] if text]
     assert len(failures) == 1 and failures[0].startswith("train/003.png: ")
     assert all((truth != 255).any() for truth in batch["truth"])  # another picture stands in its place
     assert all(np.array_equal(batch[name], again[name]) for name in ("pixels", "truth"))
+
+
+@pytest.mark.parametrize(("first_step", "processes"), [(0, 1), (3, 2)])
+def test_processes_read_what_ray_reads(ray_session: None, collection: Path, first_step: int, processes: int) -> None:
+    """The same samples in the same order, from any step on, by any number of processes."""
+    import ray
+
+    table = rows(collection, "train")
+    plan = SamplePlan(num_rows=8, batch_size=3, num_workers=1, total_steps=6, seed=4)
+    loader = SampleLoader(plan, Augmentation((32, 32), jitter=0.3), LABELS, OPTIONS)
+    batches = list(read_steps(table, loader, first_step, processes))
+    assert [int(step) for batch in batches for step in set(batch["step"])] == list(range(first_step, 6))
+    streamed = StreamedSamples(ray.put(table), loader, first_step, 1)({"id": np.arange(3 * (6 - first_step))})
+    for name in ("step", "pixels", "truth"):
+        assert np.array_equal(np.concatenate([batch[name] for batch in batches]), streamed[name])
+
+
+def test_where_reading_processes_die_others_go_on(collection: Path) -> None:
+    """At the step that was due, with the samples that it would have had; three times is too often."""
+    plan = SamplePlan(num_rows=8, batch_size=2, num_workers=1, total_steps=60)
+    loader = SampleLoader(plan, Augmentation((32, 32)), LABELS, OPTIONS)
+    table = rows(collection, "train")
+
+    def kill_readers() -> None:
+        readers = [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+        assert readers
+        for reader in readers:
+            reader.kill()
+
+    found = []
+    for batch in read_steps(table, loader, 0, 1):
+        found.append(batch)
+        if len(found) == 2:
+            kill_readers()
+    assert [int(batch["step"][0]) for batch in found] == list(range(60))
+    undisturbed = loader.load(table, range(120), RegionReader(OPTIONS, LABELS))
+    assert np.array_equal(np.concatenate([batch["pixels"] for batch in found]), undisturbed["pixels"])
+    with pytest.raises(PipelineError, match="died 3 times"):
+        for _ in read_steps(table, loader, 0, 1):
+            kill_readers()
 
 
 def test_validation_drops_no_picture_between_two_workers(ray_session: None, collection: Path) -> None:

@@ -82,6 +82,18 @@ def test_two_workers_train_and_the_same_command_says_complete(ray_session: None,
         train(config)
 
 
+def test_ray_and_this_process_train_the_same_network(ray_session: None, config: TrainConfig) -> None:
+    """Bit by bit: what a step does follows from its number, wherever it is done."""
+    weights = []
+    for runner in ("ray", "local"):
+        config.runner, config.output = runner, f"{config.output}-{runner}"
+        train(config)
+        (file,) = Path(config.output, "last").glob("weights-*.safetensors")
+        weights.append(file.read_bytes())
+        assert Path(config.output, "_train", "run").exists() == (runner == "ray")
+    assert weights[0] == weights[1]
+
+
 @pytest.mark.slow
 def test_training_goes_on_from_a_hugging_face_folder(
     ray_session: None, config: TrainConfig, segformer: Path, tmp_path: Path

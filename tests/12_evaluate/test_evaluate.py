@@ -228,7 +228,7 @@ def test_camvid_labels(camvid_subset: Callable[..., Path], tmp_path: Path, ray_s
     expected = ConfusionMatrix(11)
     rows = []
     for i, file in enumerate(sorted((root / "valannot").iterdir())):
-        truth, unknown = camvid.encode(np.asarray(Image.open(file)))
+        truth, unknown, *_ = camvid.encode(np.asarray(Image.open(file)))
         assert not unknown
         mask = np.roll(truth, 3, axis=1)
         expected.update(truth, mask)

@@ -1,6 +1,6 @@
 """Drivers to be killed: each a process of its own, forked from one that has imported everything (`nursery`).
 
-So a driver costs a second instead of ten, and what runs in it is the job itself (`pipeline.cli.main`), or the
+So a driver costs a second instead of ten, and what runs in it is the job itself (`pipeline.runtime.cli.main`), or the
 miniature of it. Its output goes to files, its exit code is negative where a signal ended it.
 """
 
@@ -22,8 +22,8 @@ from chaos.steps import Halt, Step
 Job = Callable[[list[str]], None]
 
 # a fork costs what its parent weighs, and the miniature needs neither torch nor Ray
-_LIGHT = "pandas jsonargparse s3fs pipeline.cli pipeline.statistics chaos.miniature"
-_HEAVY = f"{_LIGHT} ray.data torchvision.models.segmentation pipeline.segment"
+_LIGHT = "pandas jsonargparse s3fs pipeline.runtime.cli pipeline.tables.statistics chaos.miniature"
+_HEAVY = f"{_LIGHT} ray.data torchvision.models.segmentation pipeline.segment.job"
 
 
 class Driver:

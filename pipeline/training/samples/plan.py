@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# what is read of a manifest row
+COLUMNS = ["region_id", "region_key", "path", "uri", "kind", "size_bytes", "version", "window", "frame", "label_uri"]
 _BLOCK_ROWS = 32  # small enough that a block is soon there, large enough that its overhead does not count
 _BLOCK_BYTES = 64 << 20  # Ray splits blocks of more than 128 MiB
 MAX_BLOCKS = 10_000  # the driver keeps a record of every block (about 39 KB)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.catalog.job import manifest_of
 from pipeline.errors import InputError
-from pipeline.runtime.cluster import connect, num_cores
+from pipeline.runtime.cluster import connect, num_cores, num_gpus
 from pipeline.runtime.options import parse_values
 from pipeline.runtime.progress import say
 from pipeline.runtime.run import Run, open_run
@@ -104,10 +104,16 @@ def _training(
         {
             **values,
             "cpus_per_worker": threads,
+            "runner": "ray" if _on_cluster(config) else "local",
             "shared_filesystem": config.shared_filesystem,
             "single_writer": config.single_writer,
         },
     )
+
+
+def _on_cluster(config: SweepConfig) -> bool:
+    """Whether trainings are placed by Ray; on one machine without GPUs each computes in its trial's own process."""
+    return bool(os.environ.get("RAY_ADDRESS")) or config.device == "cuda" or num_gpus() > 0
 
 
 def _train_all(config: SweepConfig, study: Study, run: Run, parallel: int) -> Results:

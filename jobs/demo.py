@@ -17,12 +17,13 @@ sys.path.insert(0, str(PROJECT))
 
 from pipeline import storage  # noqa: E402
 from pipeline.errors import GateError, InputError  # noqa: E402
-from pipeline.evaluate.job import EvaluateConfig, evaluate  # noqa: E402
+from pipeline.evaluate.config import EvaluateConfig  # noqa: E402
+from pipeline.evaluate.job import evaluate  # noqa: E402
 from pipeline.evaluate.results import headline, table  # noqa: E402
 from pipeline.labels import SCENES  # noqa: E402
 from pipeline.reading.decode.picture import decode, decode_label  # noqa: E402
 from pipeline.runtime.cli import main  # noqa: E402
-from pipeline.runtime.options import parse  # noqa: E402
+from pipeline.runtime.options import INPUT, NETWORK, OUTPUT, option, parse  # noqa: E402
 from pipeline.runtime.progress import duration  # noqa: E402
 from pipeline.scenes import write_scenes  # noqa: E402
 from pipeline.segment.job import SegmentConfig, segment  # noqa: E402
@@ -34,25 +35,17 @@ from pipeline.training.job import TrainConfig, train  # noqa: E402
 
 @dataclasses.dataclass
 class DemoConfig:
-    """Draw street scenes, train on them, segment and evaluate unseen ones, and print what came out.
+    """Draw street scenes, train on them, segment and evaluate unseen ones, and print what came out."""
 
-    Args:
-        output: local folder of the demo
-        training: the options of jobs/train.py
-        train_scenes: scenes to train on
-        unseen_scenes: scenes to segment and evaluate, of other seeds and layouts
-        least_miou: the demo fails (exit code 3) below this mIoU on the unseen scenes
-        picture: PNG of a few unseen scenes beside truth and prediction; default OUTPUT/demo.png
-        overwrite: draw, train, segment and evaluate again
-    """
-
-    output: str = str(PROJECT / "runs" / "demo")
-    training: str = str(PROJECT / "configs" / "demo.yaml")
-    train_scenes: int = 240
-    unseen_scenes: int = 48
-    least_miou: float = 0.80
-    picture: str | None = None
-    overwrite: bool = False
+    output: str = option(str(PROJECT / "runs" / "demo"), "Local folder of the demo.", group=OUTPUT)
+    training: str = option(str(PROJECT / "configs" / "demo.yaml"), "Options of jobs/train.py.", group=NETWORK)
+    train_scenes: int = option(240, "Scenes to train on.", group=INPUT, low=1)
+    unseen_scenes: int = option(48, "Scenes to segment and evaluate, of other seeds and layouts.", group=INPUT, low=1)
+    least_miou: float = option(0.80, "The demo fails (exit code 3) below this mIoU on the unseen scenes.", group=OUTPUT)
+    picture: str | None = option(
+        None, "PNG of a few unseen scenes beside truth and prediction (default: OUTPUT/demo.png).", group=OUTPUT
+    )
+    overwrite: bool = option(False, "Draw, train, segment and evaluate again.", group=OUTPUT)
 
 
 def demo(config: DemoConfig) -> str:
@@ -81,8 +74,6 @@ def _folders(config: DemoConfig) -> dict[str, str]:
     mark = output / "_demo.json"  # what may be removed here is the demo's own
     if "://" in config.output or (output.exists() and any(output.iterdir()) and not mark.exists()):
         raise InputError("not a folder for the demo", where=config.output, expected="a local folder, new or its own")
-    if config.train_scenes < 1 or config.unseen_scenes < 1:
-        raise InputError("--train-scenes and --unseen-scenes must be 1 or more")
     output.mkdir(parents=True, exist_ok=True)
     mark.write_text("{}\n")
     at = {name: str(output / name) for name in ("scenes", "train", "segment", "evaluate")}

@@ -5,7 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.evaluate.job import EvaluateConfig, evaluate
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.job import evaluate
 from pipeline.runtime.cli import main
 
 if __name__ == "__main__":

@@ -5,8 +5,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipeline.prediction.import_model import ImportConfig, import_model
+from pipeline.prediction.import_config import ImportConfig
 from pipeline.runtime.cli import main
+
+
+def import_model(config: ImportConfig) -> str:
+    from pipeline.prediction.import_model import import_model  # torch takes seconds to load: --help does without
+
+    return import_model(config)
+
 
 if __name__ == "__main__":
     main(import_model, ImportConfig)

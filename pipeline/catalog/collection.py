@@ -15,7 +15,7 @@ import pyarrow as pa
 from fsspec.utils import glob_translate
 
 from pipeline import storage
-from pipeline.catalog.entry import Entry, kind_of, split_of
+from pipeline.catalog.entry import Entry, is_hidden, kind_of, split_of
 from pipeline.catalog.label_files import LabelFolders, pair_within_folders
 from pipeline.errors import InputError
 from pipeline.storage import FileInfo, folders
@@ -81,14 +81,14 @@ def list_files(
 def _entries(
     collection: Collection, files: Iterable[FileInfo], labels: str | None, match: Match | None
 ) -> Iterator[Entry]:
-    """Files -> entries with the label of the folder beside; label folders and foreign names are left out."""
+    """Files -> entries with the label of the folder beside; label folders, hidden and foreign names are left out."""
     beside = LabelFolders(collection.root, labels)
     for file in files:
         if match is not None and not match(file.path):
             continue
         folder, name = posixpath.split(file.path)
         kind = kind_of(name)
-        if match is None and (kind is None or name.startswith(".")):
+        if is_hidden(file.path) or (match is None and kind is None):
             collection.skip(file.path)
             continue
         if match is None and beside.is_label_folder(folder):

@@ -12,6 +12,8 @@ PICTURE_SUFFIXES = frozenset(
 RASTER_SUFFIXES = frozenset(".tif .tiff .vrt .img".split())
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg".split())
 
+_NOT_DATA = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})  # of macOS, Synology, Windows
+
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLITS |= {"test": "test", "testing": "test"}
 
@@ -28,6 +30,12 @@ class Entry:
     split: str | None = None
     label_uri: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a name or folder on the way to a file says that it is none of the data: `.ipynb_checkpoints/`,
+    `__MACOSX/`, `._picture.jpg`. What lies above the collection's root does not count."""
+    return any(part.startswith(".") or part in _NOT_DATA for part in path.split("/"))
 
 
 def split_of(path: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline import storage
@@ -9,32 +10,27 @@ from pipeline.catalog.manifest import Manifest, open_manifest
 from pipeline.catalog.manifest_writer import build_manifest
 from pipeline.catalog.subset import Subset
 from pipeline.errors import InputError
+from pipeline.runtime.options import INPUT, OUTPUT, option
+from pipeline.runtime.output_config import OutputConfig
 from pipeline.runtime.progress import say
 from pipeline.runtime.run import Run, open_run
 
 
 @dataclass
-class ManifestConfig:
-    """List a collection of pictures into a manifest: a folder of Parquet parts that every job takes as its source.
+class ManifestConfig(OutputConfig):
+    """List a collection of pictures into a manifest: a folder of Parquet parts that every job takes as its source."""
 
-    Args:
-        source: a folder or prefix (names with a picture, raster or video suffix), a glob (every file), a table, or the
-            manifest.json of an S3 Inventory
-        output: the folder or prefix that receives the manifest
-        labels: the folder of label files, where it is not found beside the pictures
-        prefix: of an S3 Inventory, only the keys below this prefix; paths are relative to it
-        split: keep only the pictures of this split
-        overwrite: remove the manifest that the output folder holds
-        single_writer: no other run writes there, on a store that cannot put-if-absent
-    """
-
-    source: str
-    output: str
-    labels: str | None = None
-    prefix: str | None = None
-    split: str | None = None
-    overwrite: bool = False
-    single_writer: bool = False
+    source: str = option(
+        help="Folder or prefix (names with a picture, raster or video suffix), glob (every file), table of pictures, or"
+        " manifest.json of an S3 Inventory.",
+        group=INPUT,
+    )
+    output: str = option(help="Folder or prefix that receives the manifest.", group=OUTPUT)
+    labels: str | None = option(None, "Folder of label files, where they do not lie beside the pictures.", group=INPUT)
+    prefix: str | None = option(
+        None, "Of an S3 Inventory, only the keys below this prefix; paths are relative to it.", group=INPUT
+    )
+    split: str | None = option(None, "Keep only the pictures of this split.", group=INPUT)
 
 
 def make_manifest(config: ManifestConfig) -> str:
@@ -57,7 +53,13 @@ def make_manifest(config: ManifestConfig) -> str:
 
 
 def manifest_of(
-    run: Run, source: str, *, subset: Subset | None = None, labels: str | None = None, keep_at: str | None = None
+    run: Run,
+    source: str,
+    *,
+    subset: Subset | None = None,
+    labels: str | None = None,
+    keep_at: str | None = None,
+    summary: Callable[[Manifest], str] = Manifest.summary,
 ) -> Manifest:
     """The manifest a run works off: the one that `source` is, or the one of the collection, kept under OUTPUT/manifest
     (or at `keep_at`, for a run that is only looked at).
@@ -79,7 +81,7 @@ def manifest_of(
     manifest = given or (None if run.fresh else open_manifest(run.at("manifest")))
     if manifest is None:
         manifest = build_manifest(source, keep_at or run.at("manifest"), labels=labels)
-        say(f"{manifest.summary()}: {source}")
+        say(f"{summary(manifest)}: {source}")
     run.set_manifest(
         {"content": manifest.fingerprint, "split": subset.split},
         reopen=grown,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -47,15 +48,22 @@ class LabelFolders:
         uri = self.label_folder(folder)
         if uri is None:
             return None
-        label = self._names(uri).get(_picture_stem(name))
+        stem, (exact, normal) = _picture_stem(name), self._names(uri)
+        label = exact.get(stem)
+        if label is None:
+            # a folder that was on a Mac holds the same letters in another form; only one such file can be meant
+            same = normal.get(_nfc(stem), [])
+            label = same[0] if len(same) == 1 else None
         return None if label is None else storage.join(uri, label)
 
     def _find(self, folder: str) -> str | None:
         if self._tree is not None:
-            return storage.join(self._tree, folder) if folder else self._tree
+            forms = [storage.join(self._tree, form) if form else self._tree for form in _forms(folder)]
+            return forms[0] if len(forms) == 1 else next(filter(folders.is_folder, forms), forms[0])
         for candidate in self._candidates(self._parts(folder)):
-            if self._exists(candidate):
-                return self._base + candidate
+            for form in _forms(candidate):
+                if self._exists(form):
+                    return self._base + form
         return None
 
     def _candidates(self, parts: list[str]) -> Iterator[str]:
@@ -84,13 +92,17 @@ class LabelFolders:
     def _parts(self, folder: str) -> list[str]:
         return [self._root_name, *(part for part in folder.split("/") if part)]
 
-    def _read_names(self, uri: str) -> dict[str, str]:
+    def _read_names(self, uri: str) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """The label file of each stem, and of each stem in Unicode's composed form."""
         found: dict[str, str] = {}
         rank = {suffix: i for i, suffix in enumerate(LABEL_SUFFIXES)}
         for name in sorted(folders.list_names(uri), key=lambda n: -rank.get(_suffix(n), 99)):
             if _suffix(name) in rank:
                 found[_label_stem(name)] = name  # the preferred suffix comes last and stays
-        return found
+        normal: dict[str, list[str]] = {}
+        for stem, name in found.items():
+            normal.setdefault(_nfc(stem), []).append(name)
+        return found, normal
 
 
 def pair_within_folders(entries: Iterable[Entry]) -> Iterator[Entry]:
@@ -145,3 +157,12 @@ def _picture_stem(name: str) -> str:
 
 def _label_stem(name: str) -> str:
     return _LABEL_NAME.sub("", posixpath.splitext(name)[0])
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _forms(path: str) -> list[str]:
+    """A path as it is, and in Unicode's other two forms where they differ."""
+    return list(dict.fromkeys([path, _nfc(path), unicodedata.normalize("NFD", path)]))

@@ -28,12 +28,17 @@ _LISTED = ("path", "uri", "kind", "size_bytes", "version", "split", "label_uri")
 def build_manifest(
     source: str, uri: str, *, labels: str | None = None, split: str | None = None, prefix: str | None = None
 ) -> Manifest:
-    """List a collection (see `collection`, `collection_table`, `inventory`) and write its manifest to `uri`.
+    """List a collection (see `collection`, `picture_table`, `inventory`) and write its manifest to `uri`.
 
     `prefix` is the part of an inventory's bucket that counts, and the root of its paths. `labels` names the folder of
-    label files where the collection does not say it itself. Raises InputError for a source that does not exist or
-    holds no picture; then nothing stays at `uri`.
+    label files where the collection does not say it itself. Raises InputError for a source that does not exist, cannot
+    be reached or holds no picture; then nothing stays at `uri`.
     """
+    with storage.reachable(source):
+        return _build(source, uri, labels, split, prefix)
+
+
+def _build(source: str, uri: str, labels: str | None, split: str | None, prefix: str | None) -> Manifest:
     if is_inventory(source):
         listing = list_inventory(source, prefix=prefix, labels=labels)
     elif prefix is not None:

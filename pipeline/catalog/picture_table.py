@@ -1,10 +1,11 @@
-"""A table of pictures as a collection: a `.csv` or `.parquet` file with a column `path` or `uri`.
+"""A table of pictures as a collection: a `.csv`, `.tsv` or `.parquet` file with a row for each picture.
 
-`label` (or `label_uri`) and `split` are taken where they stand; every further column travels to the results.
+The columns are known by their usual names (`ROLES`); every further column travels to the results.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import posixpath
 from collections.abc import Iterator
@@ -20,38 +21,80 @@ from pipeline.catalog.entry import Entry, kind_of, split_of
 from pipeline.errors import InputError
 from pipeline.storage import folders
 
-_OWN = {"path", "uri", "label", "label_uri", "split", "size_bytes", "version"}
+_SUFFIXES = (".csv", ".tsv", ".parquet")
+# What a column is, by the names that people give it (in any case). `path` and `uri` may both be there.
+ROLES: dict[str, tuple[str, ...]] = {
+    "path": ("path", "image", "img", "picture", "file", "file_name", "filename", "filepath", "file_path")
+    + ("image_path", "img_path"),
+    "uri": ("uri", "url", "image_uri", "image_url"),
+    "label": ("label", "label_uri", "label_path", "mask", "mask_path", "annotation", "segmentation"),
+    "split": ("split",),
+    "size_bytes": ("size_bytes",),
+    "version": ("version",),
+}
 
 
 def is_table(source: str) -> bool:
     """Whether a source is a table of pictures, by its suffix."""
-    return source.lower().endswith((".csv", ".parquet")) and not folders.is_folder(source)
+    return source.lower().endswith(_SUFFIXES) and not folders.is_folder(source)
 
 
 def list_table(source: str) -> Collection:
     """The pictures that a table names, in path order. Relative paths start at the table's folder.
 
-    Raises InputError for a table that cannot be read or has neither `path` nor `uri`.
+    Raises InputError for a table that cannot be read, has no column of pictures, or two for one role.
     """
     try:
         data = storage.read_bytes(source)
     except FileNotFoundError:
         raise InputError("source does not exist", where=source) from None
     try:
-        if source.lower().endswith(".csv"):
-            table = pyarrow.csv.read_csv(io.BytesIO(data))
-        else:
+        if source.lower().endswith(".parquet"):
             table = pq.read_table(pa.BufferReader(data))
+        else:
+            parsing = pyarrow.csv.ParseOptions(delimiter=_delimiter(data))
+            table = pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parsing)
     except pa.ArrowInvalid as error:
         raise InputError("table of pictures cannot be read", where=source, found=error) from None
-    if not {"path", "uri"} & set(table.column_names):
-        raise InputError("table of pictures has no column `path` or `uri`", where=source, found=table.column_names)
-    reserved = set(table.column_names) & (set(schema.predictions_schema().names) - _OWN)
+    table = table.rename_columns(_by_role(table.column_names, source))
+    reserved = set(table.column_names) & (set(schema.predictions_schema().names) - {*ROLES})
     if reserved:
         raise InputError("table of pictures uses a reserved column", where=source, found=sorted(reserved))
-    extra = [field for field in table.schema if field.name not in _OWN]
+    extra = [field for field in table.schema if field.name not in ROLES]
     root = posixpath.dirname(storage.absolute(source))
     return Collection(root, _rows(table, root, [field.name for field in extra]), extra_fields=extra)
+
+
+def _by_role(names: list[str], source: str) -> list[str]:
+    """The column names, with the role in place of the name of each that has one."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        for role, usual in ROLES.items():
+            if name.strip().lower() in usual:
+                found.setdefault(role, []).append(name)
+    for role, columns in found.items():
+        # a column of the role's own name is meant; others beside it travel
+        columns = [name for name in columns if name == role] or columns
+        if len(columns) > 1:
+            raise InputError(
+                f"table of pictures has {len(columns)} columns that may be the {role}",
+                where=source,
+                found=", ".join(columns),
+                todo=f"rename the one that is meant to `{role}`",
+            )
+        found[role] = columns
+    if not {"path", "uri"} & set(found):
+        known = ", ".join([*ROLES["path"], *ROLES["uri"]])
+        raise InputError("table of pictures has no column of pictures", where=source, found=names, expected=known)
+    role_of = {columns[0]: role for role, columns in found.items()}
+    return [role_of.get(name, name) for name in names]
+
+
+def _delimiter(data: bytes) -> str:
+    """What stands between the columns: comma, semicolon or tab, by the header line."""
+    header = data.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode(errors="replace")
+    counts = {mark: len(next(csv.reader([header], delimiter=mark), [])) for mark in ",;\t"}
+    return max(counts, key=lambda mark: counts[mark])
 
 
 def _rows(table: pa.Table, root: str, extra: list[str]) -> Iterator[Entry]:
@@ -68,7 +111,7 @@ def _rows(table: pa.Table, root: str, extra: list[str]) -> Iterator[Entry]:
                 size_bytes, version = info.size_bytes, info.version
             except FileNotFoundError:
                 pass  # one missing picture fails as its own row later
-        label = row.get("label_uri") or row.get("label")
+        label = row.get("label")
         yield Entry(
             path=row["path"],
             uri=row["uri"],

@@ -7,8 +7,9 @@ The matrix of the whole set is the sum of its pictures' matrices, and every figu
 from __future__ import annotations
 
 import json
+import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,56 +19,17 @@ from pipeline.catalog.job import manifest_of
 from pipeline.catalog.manifest import Manifest
 from pipeline.errors import InputError
 from pipeline.evaluate.accumulator import Accumulator
-from pipeline.evaluate.label_index import build_index, joins_by_path
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.label_index import describe_truth, joins_by_path
 from pipeline.evaluate.predictions import Predictions
-from pipeline.evaluate.results import STATUS_TEXT, Results, headline, table
-from pipeline.evaluate.scoring import STOP, Scoring, score_unit
+from pipeline.evaluate.results import STATUS_TEXT, Results, headline, notes, table
+from pipeline.evaluate.scoring import STOP, Scoring
 from pipeline.labels import LabelSet, load_label_set
-from pipeline.reading.regions import ReadOptions
 from pipeline.runtime import cluster
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.run import Run, open_run
 
 RESULT_VERSION = 1  # counts up whenever the code changes what comes out
-
-
-@dataclass
-class EvaluateConfig:
-    """Compare predictions with labels: exact confusion matrices, metrics, and a report of one page.
-
-    The same command on the same output resumes what was not scored.
-
-    Args:
-        predictions: the OUTPUT of jobs/segment.py, or its predictions/
-        labels: a manifest or collection with labels, or a folder of label files with the pictures' paths
-        output: the folder or prefix that receives metrics.json, metrics.parquet, pictures/ and report.html
-        label_set: names, colours, ignore and remap of the classes (default: those in the predictions' metadata)
-        split: only the pictures of this split
-        overwrite: remove the evaluation that the output folder holds
-        max_pixels: larger label files are not decoded
-        fetch_deadline_s: of one attempt to fetch a label file
-        fetch_retry_s: how long fetching a label file is retried
-        decode_deadline_s: of decoding a label file
-        shared_filesystem: every node of the cluster sees the same local paths
-        single_writer: no other run writes there, on a store that cannot put-if-absent
-    """
-
-    predictions: str
-    labels: str
-    output: str
-    label_set: str | None = None
-    split: str | None = None
-    overwrite: bool = False
-    max_pixels: int = 100_000_000
-    fetch_deadline_s: float = 60.0
-    fetch_retry_s: float = 60.0
-    decode_deadline_s: float = 30.0
-    shared_filesystem: bool = False
-    single_writer: bool = False
-
-    @property
-    def read_options(self) -> ReadOptions:
-        return ReadOptions(self.fetch_deadline_s, self.fetch_retry_s, self.decode_deadline_s, self.max_pixels)
 
 
 def evaluate(config: EvaluateConfig) -> str:
@@ -85,12 +47,11 @@ def evaluate(config: EvaluateConfig) -> str:
     with open_run(
         config.output, "evaluate", result, config, overwrite=config.overwrite, single_writer=config.single_writer
     ) as run:
-        manifest = manifest_of(run, config.labels)
+        manifest = manifest_of(run, config.labels, summary=describe_truth)
         if run.summary is not None:
             return f"complete: {headline(run.summary)}\nreport in {run.at('report.html')}"
         scoring = _scoring(config, run, predictions, label_set, manifest)
-        cluster.connect([config.output], shared_filesystem=config.shared_filesystem)
-        accumulator, num_labels = _score(run, predictions, scoring, manifest)
+        accumulator, num_labels = _score(config, run, predictions, scoring, manifest)
         _refuse_nothing(accumulator, config, predictions, manifest)
         run.lease.check()
         results = Results(
@@ -99,7 +60,8 @@ def evaluate(config: EvaluateConfig) -> str:
         results.write_tables(run)
         results.write_report(run, config.read_options, time.monotonic() - started_s)
         run.success(results.summary | {"wall_s": round(time.monotonic() - started_s, 1)})
-        return f"{table(results.metrics)}\n{headline(results.summary)}\nreport in {run.at('report.html')}"
+        loud = "".join(f"note: {note}\n" for note in notes(results.metrics))
+        return f"{table(results.metrics)}\n{loud}{headline(results.summary)}\nreport in {run.at('report.html')}"
 
 
 def _label_set(config: EvaluateConfig, predictions: Predictions) -> LabelSet:
@@ -139,38 +101,37 @@ def _scoring(
     )
 
 
-def _score(run: Run, predictions: Predictions, scoring: Scoring, manifest: Manifest) -> tuple[Accumulator, int]:
-    """Every unit on the cluster, the sums over them all and the number of labels. Raises InputError for a label value
-    outside the label set, once no unit can write any more."""
-    import ray
-    import ray.data
+def _score(
+    config: EvaluateConfig, run: Run, predictions: Predictions, scoring: Scoring, manifest: Manifest
+) -> tuple[Accumulator, int]:
+    """Score every unit. Returns the sums over them all and the number of labels.
 
+    Raises InputError for a label value outside the label set, once no unit can write any more.
+    """
     storage.remove(run.at(STOP))
-    index = ray.remote(build_index).remote(manifest, run.record["result"]["split"] if scoring.labelled_only else None)
-    num_labels = int(ray.get(ray.remote(lambda built: built.num_rows).remote(index)))
-    units = ray.put(predictions.units)
-    count = len(predictions.units)
-    numbers = ray.data.from_items([{"unit": unit} for unit in range(count)], override_num_blocks=min(count, 10_000))
-    data = numbers.map_batches(
-        score_unit,  # type: ignore[arg-type]  # Ray's annotation knows no Arrow table
-        fn_kwargs={"units": units, "scoring": scoring, "index": index},
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=1,
-    )
+    split = run.record["result"]["split"] if scoring.labelled_only else None
+    if config.runner == "ray" or (config.runner == "auto" and os.environ.get("RAY_ADDRESS")):
+        from pipeline.evaluate.ray_runner import score_on_ray
+
+        cluster.connect([config.output], shared_filesystem=config.shared_filesystem)
+        num_labels, scored = score_on_ray(predictions, scoring, manifest, split)
+    else:
+        from pipeline.evaluate.process_runner import score_in_processes
+
+        cluster.stop_on_sigterm()
+        num_labels, scored = score_in_processes(predictions, scoring, manifest, split)
     accumulator = Accumulator(scoring.label_set.num_classes)
     progress = Progress("evaluate", predictions.num_rows)
     unknown: list[dict[str, Any]] = []
-    for row in data.iter_rows():
-        answer = json.loads(row["answer"])
+    for unit in scored:
         run.lease.check()
-        if "unknown" in answer:
+        if "unknown" in unit:
             if not unknown:
                 storage.write_bytes(run.at(STOP), b"")
-            unknown.append(answer["unknown"])
-        elif "accumulator" in answer:
-            accumulator.merge(Accumulator.from_json(answer["accumulator"]))
-            progress.advance(sum(piece.stop - piece.start for piece in predictions.units[answer["unit"]]))
+            unknown.append(unit["unknown"])
+        elif "accumulator" in unit:
+            accumulator.merge(Accumulator.from_json(unit["accumulator"]))
+            progress.advance(sum(piece.stop - piece.start for piece in predictions.units[unit["unit"]]))
     progress.close()
     if unknown:
         first = min(unknown, key=lambda found: found["uri"])
@@ -195,8 +156,11 @@ def _refuse_nothing(
             todo="give the folder that the pictures' paths are relative to, or a manifest with labels",
         )
     path, _, text = next(problem for problem in accumulator.problems if problem[1] == status)
+    todo = None
+    if status == "size_mismatch":
+        todo = "give labels of the size of the pictures, or segment pictures of the size of the labels"
     raise InputError(
-        f"no picture could be scored: all {count} are {STATUS_TEXT[status]}", where=config.labels, found=text
+        f"no picture could be scored: all {count} are {STATUS_TEXT[status]}", where=config.labels, found=text, todo=todo
     )
 
 

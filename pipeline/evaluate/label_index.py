@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,9 +30,17 @@ def joins_by_path(manifest: Manifest) -> bool:
     return manifest.labelled == 0
 
 
+def describe_truth(manifest: Manifest) -> str:
+    """What was found to compare with: label files, or pictures that have labels."""
+    if not joins_by_path(manifest):
+        return manifest.summary()
+    skipped = f", {manifest.skipped} other files skipped" if manifest.skipped else ""
+    return f"{manifest.num_rows} label files{skipped}"
+
+
 def key_of_path(path: str) -> bytes:
-    """16 bytes that a picture and its label file share: a hash of the path without its suffix."""
-    stem = posixpath.splitext(path)[0]
+    """16 bytes that a picture and its label file share: a hash of the path without its suffix, in composed Unicode."""
+    stem = unicodedata.normalize("NFC", posixpath.splitext(path)[0])
     return hashlib.blake2b(stem.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 

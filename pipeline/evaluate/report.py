@@ -29,7 +29,7 @@ class Page:
 
     `counts` are pictures by outcome ("evaluated" first); `histogram` counts pictures by mIoU in equal bins of 0..1;
     `groups` leads from a column to (value, pictures, matrix); `problems` lists (path, what was wrong), `problem_total`
-    of them in all.
+    of them in all; `notes` are sentences that stand above the figures, since they say what to make of them.
     """
 
     title: str
@@ -43,6 +43,7 @@ class Page:
     groups: dict[str, list[tuple[str, int, ConfusionMatrix]]] = field(default_factory=dict)
     problems: Sequence[tuple[str, str]] = ()
     problem_total: int = 0
+    notes: Sequence[str] = ()
 
 
 def render(page: Page) -> str:
@@ -79,6 +80,7 @@ def _headline(page: Page, values: dict[str, Any]) -> str:
     if len(present) > 1:
         (low, worst), (high, best) = min(present), max(present)
         extremes = f'<p class="extremes">Best {escape(best)} {high:.3f}, worst {escape(worst)} {low:.3f}</p>'
+    warnings = "".join(f'<p class="warning">{escape(note[:1].upper() + note[1:])}</p>' for note in page.notes)
     notes = []
     if values["ignored"]:
         share = values["ignored"] / (values["ignored"] + values["pixels"])
@@ -88,7 +90,7 @@ def _headline(page: Page, values: dict[str, Any]) -> str:
         notes.append(f"{missed:,} pixels without a prediction, counted as misses")
     return (
         f'<header><p class="eyebrow">Segmentation, evaluated</p><h1>{breakable(page.title)}</h1>'
-        f'<p class="muted">{escape(page.created)}</p></header>'
+        f'<p class="muted">{escape(page.created)}</p></header>{warnings}'
         '<section class="hero"><div class="lead"><p class="label">Mean intersection over union</p>'
         f'<p class="huge">{number(values["miou"])}</p>'
         f"<p>mIoU over {counted} of {classes} classes</p>{extremes}</div>"

@@ -18,6 +18,7 @@ from pipeline.evaluate.accumulator import Accumulator
 from pipeline.evaluate.predictions import Predictions, read_rows
 from pipeline.labels import LabelSet
 from pipeline.reading.regions import ReadOptions, Region, RegionReader
+from pipeline.runtime.progress import listed
 from pipeline.runtime.run import Run
 from pipeline.tables.prediction_table import mask_of
 
@@ -32,7 +33,7 @@ STATUS_TEXT = {
 
 @dataclass(frozen=True)
 class Results:
-    """A accumulator with what it was made from; `num_labels` label files were there to be matched."""
+    """An accumulator with what it was made from; `num_labels` label files were there to be matched."""
 
     accumulator: Accumulator
     label_set: LabelSet
@@ -77,6 +78,7 @@ class Results:
         accumulator, label_set = self.accumulator, self.label_set
         page = report.Page(
             title=self.predictions.uri.removesuffix("/predictions"),
+            notes=notes(self.metrics),
             label_set=label_set,
             matrix=accumulator.matrix,
             counts={STATUS_TEXT[status]: accumulator.statuses[status] for status in schema.EVALUATION_STATUSES},
@@ -190,6 +192,24 @@ def table(metrics: dict[str, Any]) -> str:
     if len(rows) > 40:
         lines.append(f"... and {len(rows) - 40} more in metrics.json")
     return "\n".join(lines)
+
+
+def notes(metrics: dict[str, Any]) -> list[str]:
+    """What is legal and surely not meant, in a sentence each: figures that say less than they seem to."""
+    absent = [name for name, row in metrics["per_class"].items() if not row["truth_pixels"]]
+    count, found = len(metrics["per_class"]), []
+    if not metrics["pixels"]:
+        found.append("the labels hold no pixel of any class: there is nothing to compare with")
+    elif len(absent) * 2 >= count and count > 1:
+        present = count - len(absent)
+        found.append(
+            f"only {present} of {count} classes occur{'s' * (present == 1)} in the labels: these figures say nothing of"
+            f" {listed(absent, 8)}. Is --label-set the one that these files were drawn with?"
+        )
+    if metrics["pixels"] and metrics["ignored"] > 9 * metrics["pixels"]:
+        share = metrics["ignored"] / (metrics["ignored"] + metrics["pixels"])
+        found.append(f"{100 * share:.1f} % of the label pixels are void and count nowhere")
+    return found
 
 
 def headline(summary: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from pipeline import storage
 from pipeline.catalog import schema
 from pipeline.evaluate.accumulator import Accumulator
 from pipeline.evaluate.label_index import find_labels, key_of_path
-from pipeline.evaluate.predictions import read_rows
+from pipeline.evaluate.predictions import Piece, read_rows
 from pipeline.labels import LabelSet
 from pipeline.metrics import ConfusionMatrix
 from pipeline.reading.regions import ReadOptions, Region, shared_reader
@@ -62,37 +62,34 @@ class Scoring:
         return storage.join(self.output, "pictures", f"part-{unit:05d}.parquet")
 
 
-def score_unit(batch: pa.Table, units: Any, scoring: Scoring, index: Any) -> pa.Table:
-    """One unit (its number is the batch's only row): writes its part, if it is not there; returns its sums as JSON.
+def score_unit(unit: int, pieces: list[Piece], scoring: Scoring, index: pa.Table) -> dict[str, Any]:
+    """Score one unit and write its part, unless the part is there already.
 
-    A label value outside the label set is no row of a result: it is returned as `unknown` and nothing is written.
+    Returns JSON values: the `unit`, and its sums (`accumulator`); or `unknown`, a label value outside the label set,
+    which is no row of a result, so nothing is written then; or neither, where another unit has met one.
     """
-    import ray
-
-    unit = int(batch["unit"][0].as_py())
     part = scoring.part_uri(unit)
     stop = storage.join(scoring.output, STOP)
-    answer: dict[str, Any] = {"unit": unit}
     if storage.exists(part):
         table = _read_part(part)
     else:
         if storage.exists(stop):
-            return _answer(answer)
+            return {"unit": unit}
         rows: list[dict[str, Any]] = []
-        for row in _score(read_rows(ray.get(units)[unit], _columns(scoring)), scoring, ray.get(index)):
+        for row in _score(read_rows(pieces, _columns(scoring)), scoring, index):
             if "unknown" in row:
-                return _answer(answer | row)
+                return {"unit": unit, **row}
             rows.append(row)
         table = pa.Table.from_pylist(rows, schema=scoring.schema)
         if storage.exists(stop):
-            return _answer(answer)
+            return {"unit": unit}
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, compression="zstd")
         storage.write_bytes(part, buffer.getvalue().to_pybytes())
     accumulator = Accumulator(scoring.label_set.num_classes).add(table, scoring.group_by)
     for row in accumulator.worst:
         row["unit"] = unit
-    return _answer(answer | {"accumulator": accumulator.to_json()})
+    return {"unit": unit, "accumulator": accumulator.to_json()}
 
 
 def _score(batches: Iterator[pa.RecordBatch], scoring: Scoring, index: pa.Table) -> Iterator[dict[str, Any]]:
@@ -166,7 +163,3 @@ def _read_part(uri: str) -> pa.Table:
     fs, path = storage.arrow_filesystem(uri)
     with pq.ParquetFile(path, filesystem=fs) as file:
         return file.read()
-
-
-def _answer(values: dict[str, Any]) -> pa.Table:
-    return pa.table({"answer": [json.dumps(values)]})

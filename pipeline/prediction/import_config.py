@@ -7,45 +7,53 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import InputError
-from pipeline.labels import LabelSet
+from pipeline.labels import LABEL_SETS, LabelSet
 from pipeline.models import preprocessing
+from pipeline.runtime.options import INPUT, NETWORK, OUTPUT, option
 
+PIXELS = "pixels"  # group of options
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclass
 class ImportConfig:
-    """Make a checkpoint of a network that was trained elsewhere.
+    """Make a checkpoint of a network that was trained elsewhere."""
 
-    Args:
-        model: export:PATH.pt2, hf:PATH, smp:NAME?encoder_name=..., torchvision:NAME, or a network of this package
-        label_set: name (camvid, cityscapes, roads, voc) or YAML file of the classes
-        output: folder of the checkpoint
-        weights: path or URI of a state dict, for a network that brings none
-        mean: of a pixel divided by scale, one number a band (0.485,0.456,0.406)
-        std: likewise; a pixel enters the network as (pixel / scale - mean) / std
-        scale: what a pixel is divided by first (default 255)
-        channel_order: rgb or bgr (default rgb)
-        input_size: H,W that every picture is resized to, or none; its logits are brought back to the picture's size
-        size_multiple: pictures are padded to a multiple of so many pixels
-        class_map: channel:class,... where the network's channels are not the classes of the label set
-        try_: a picture to run through the network; what it gives is written to OUTPUT/try.png
-        overwrite: replace another imported network in the output folder
-    """
-
-    model: str
-    label_set: str
-    output: str
-    weights: str | None = None
-    mean: str | None = None
-    std: str | None = None
-    scale: float | None = None
-    channel_order: str | None = None
-    input_size: str | None = None
-    size_multiple: int = 1
-    class_map: str | None = None
-    try_: str | None = None
-    overwrite: bool = False
+    model: str = option(
+        help="export:FILE.pt2, hf:FOLDER, smp:NAME?encoder_name=..., torchvision:NAME, or a name of docs/networks.md.",
+        group=NETWORK,
+    )
+    label_set: str = option(help=f"Classes: {', '.join(sorted(LABEL_SETS))}, or a YAML file.", group=INPUT)
+    output: str = option(help="Folder or prefix of the checkpoint.", group=OUTPUT)
+    weights: str | None = option(
+        None, "Path or URI of a state dict, for a network that brings no weights.", group=NETWORK
+    )
+    weights_key: str | None = option(
+        None, "Entry of the weights file to take, where it holds several (model, model_ema).", group=NETWORK
+    )
+    mean: str | None = option(
+        None, "Mean of a pixel divided by --scale, one number for each band: 0.485,0.456,0.406.", group=PIXELS
+    )
+    std: str | None = option(
+        None, "Standard deviation, likewise; a pixel enters the network as (pixel / scale - mean) / std.", group=PIXELS
+    )
+    scale: float | None = option(None, "What a pixel is divided by first (default: 255).", group=PIXELS)
+    channel_order: str | None = option(
+        None, "Order of the channels (default: rgb).", group=PIXELS, choices=("rgb", "bgr")
+    )
+    input_size: str | None = option(
+        None,
+        "HEIGHT,WIDTH that every picture is resized to; its logits are brought back.",
+        group=PIXELS,
+    )
+    size_multiple: int = option(1, "Pictures are padded to a multiple of so many px.", group=PIXELS)
+    class_map: str | None = option(
+        None, "channel:class,... where the network's channels are not the classes of the label set.", group=NETWORK
+    )
+    try_: str | None = option(
+        None, "Picture to run through the network; it is written beside its classes to OUTPUT/try.png.", group=OUTPUT
+    )
+    overwrite: bool = option(False, "Replace another imported network in the output folder.", group=OUTPUT)
 
 
 def pixels(config: ImportConfig) -> dict[str, Any]:

@@ -6,117 +6,104 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.catalog.subset import Subset
-from pipeline.errors import InputError, nearest
+from pipeline.errors import InputError
 from pipeline.labels import LabelSet
-from pipeline.prediction.engines import require_engine
-from pipeline.reading.regions import ReadOptions
+from pipeline.prediction.engines import ENGINES, require_engine
+from pipeline.reading.read_config import ReadConfig
+from pipeline.runtime.options import FAILURES, INPUT, NETWORK, OUTPUT, SPEED, option, validate
+from pipeline.runtime.output_config import ClusterOutputConfig
 from pipeline.tables.masks import MASK_FORMATS
 
 RESULT_VERSION = 1  # counts up whenever the code changes what a mask holds
 
 
 @dataclass
-class SegmentConfig:
-    """Segment every picture of a collection into Parquet masks and statistics, each exactly once.
+class SegmentConfig(ClusterOutputConfig, ReadConfig):
+    """Segment every picture of a collection into Parquet masks and statistics, each exactly once. The same command on
+    the same output resumes what was not committed."""
 
-    The same command on the same output resumes what was not committed.
-
-    Args:
-        source: a manifest, or a collection: a folder, prefix, glob or table of pictures
-        checkpoint: a folder that jobs/train.py left, such as OUTPUT/best
-        output: the folder or prefix that receives predictions/, statistics/ and labels.json
-        split: only the pictures of this split
-        sample: only this share of them, such as 0.01; drawn by key, so it is the same pictures in every run
-        limit: only the first so many of them
-        max_failure_rate: stop when a larger share of the regions fails (looked at after 200 and at the end; 1 = never)
-        incremental: list again; do what is new or changed, keep the rows of unchanged pictures, drop those of gone ones
-        retry_failed: do the regions again that failed, also of a complete run
-        rows_per_file: rows of one Parquet file (default: 128 MiB or 5 minutes of work)
-        overwrite: remove the run that the output folder holds
-        dry_run: say what would be done, how much and how long it would take; write nothing
-        price_per_hour: of the whole cluster, in any currency; turned into money for a million pictures
-        batch_size: pictures (tiles) per forward (default: found by runs of over 2000, else 1 on CPUs, 8 on GPUs)
-        tile_px: pictures with a longer side are predicted in tiles of this side
-        overlap_px: how much tiles overlap
-        low_confidence: pixels below this count as of low confidence
-        mask_format: raw (smallest and fastest), png, rle (COCO's), or none for the statistics alone
-        confidence: keep the confidence of every pixel too, a byte each
-        probabilities: keep the softmax of each of K classes for every pixel too: K bytes a pixel, in memory and (before
-            compression) on disk
-        flip: see each picture mirrored too, and average (test-time augmentation)
-        scales: see each picture zoomed by each of these, such as 0.75,1,1.25, and average
-        precision: auto, float32, bfloat16 or float16
-        engine: eager, compiled (needs g++; for pictures of few sizes) or onnx; the faster two run on CPUs
-        device: auto, cpu or cuda
-        num_predictors: predictor actors (default: one a GPU, or one a physical core)
-        threads: of a predictor on a CPU (default: found by runs of over 2000, else 1; heavy networks gain from more)
-        runner: ray, processes (of this machine alone), or auto: Ray where there is a cluster (RAY_ADDRESS) or a GPU
-        max_pixels: larger pictures are not decoded (too_large)
-        fetch_deadline_s: of one attempt to fetch a picture
-        fetch_retry_s: how long fetching a picture is retried
-        decode_deadline_s: of decoding a picture
-        predict_deadline_s: of one forward pass; 10 s more for each megapixel in it
-        shared_filesystem: every node of the cluster sees the same local paths
-        single_writer: no other run writes there, on a store that cannot put-if-absent
-    """
-
-    source: str
-    checkpoint: str
-    output: str
-    split: str | None = None
-    sample: float | None = None
-    limit: int | None = None
-    max_failure_rate: float = 0.05
-    incremental: bool = False
-    retry_failed: bool = False
-    rows_per_file: int | None = None
-    overwrite: bool = False
-    dry_run: bool = False
-    price_per_hour: float | None = None
-    batch_size: int | None = None
-    tile_px: int = 1024
-    overlap_px: int = 128
-    low_confidence: float = 0.5
-    mask_format: str = "raw"
-    confidence: bool = False
-    probabilities: bool = False
-    flip: bool = False
-    scales: str = "1"
-    precision: str = "auto"
-    engine: str = "eager"
-    device: str = "auto"
-    num_predictors: int | None = None
-    threads: int | None = None
-    runner: str = "auto"
-    max_pixels: int = 100_000_000
-    fetch_deadline_s: float = 60.0
-    fetch_retry_s: float = 60.0
-    decode_deadline_s: float = 30.0
-    predict_deadline_s: float = 60.0
-    shared_filesystem: bool = False
-    single_writer: bool = False
+    source: str = option(help="Folder, prefix, glob or table of pictures, an S3 Inventory, or a manifest.", group=INPUT)
+    checkpoint: str = option(help="Folder that jobs/train.py left, such as OUTPUT/best.", group=NETWORK)
+    output: str = option(help="Folder or prefix that receives predictions/, statistics/ and labels.json.", group=OUTPUT)
+    split: str | None = option(None, "Only the pictures of this split.", group=INPUT)
+    sample: float | None = option(
+        None,
+        "Only this share of them, such as 0.01; drawn by key, so it is the same pictures in every run.",
+        group=INPUT,
+    )
+    limit: int | None = option(None, "Only the first so many of them.", group=INPUT)
+    max_failure_rate: float = option(
+        0.05,
+        "Stop when a larger share of the regions fails (checked from 200 on and at the end; 1 = never).",
+        group=FAILURES,
+        low=0,
+        high=1,
+    )
+    incremental: bool = option(
+        False,
+        "List again; do what is new or changed, keep the rows of unchanged pictures, drop those of gone ones.",
+        group=INPUT,
+    )
+    retry_failed: bool = option(False, "Do failed regions again, also of a complete run.", group=FAILURES)
+    rows_per_file: int | None = option(
+        None, "Rows of one Parquet file (default: 128 MiB or 5 minutes of work).", group=OUTPUT, low=1
+    )
+    dry_run: bool = option(False, "Print what would be done and how long it would take; write nothing.", group=OUTPUT)
+    price_per_hour: float | None = option(
+        None, "Price of the whole cluster in any currency, printed for a million pictures.", group=SPEED, low=0
+    )
+    batch_size: int | None = option(
+        None,
+        "Pictures (tiles) in a forward pass (default: found by runs of over 2000, else 1 on CPUs, 8 on GPUs).",
+        group=SPEED,
+    )
+    tile_px: int = option(1024, "Pictures with a longer side are predicted in tiles of this side.", group=NETWORK)
+    overlap_px: int = option(128, "How much tiles overlap, in px.", group=NETWORK)
+    low_confidence: float = option(0.5, "Pixels below this confidence count as of low confidence.", group=OUTPUT)
+    mask_format: str = option(
+        "raw",
+        "How masks are stored: raw is smallest and fastest, rle is COCO's, none keeps the statistics alone.",
+        group=OUTPUT,
+        choices=(*MASK_FORMATS, "none"),
+    )
+    confidence: bool = option(False, "Keep the confidence of every pixel too, a byte each.", group=OUTPUT)
+    probabilities: bool = option(
+        False, "Keep the softmax of each of K classes for every pixel too: K bytes a pixel.", group=OUTPUT
+    )
+    flip: bool = option(False, "Average over each picture and its mirror image.", group=NETWORK)
+    scales: str = option("1", "Average over these zooms of each picture, such as 0.75,1,1.25.", group=NETWORK)
+    precision: str = option(
+        "auto", "Number format of the forward pass.", group=SPEED, choices=("auto", "float32", "bfloat16", "float16")
+    )
+    engine: str = option(
+        "eager",
+        "What runs the network: compiled (needs g++; for pictures of few sizes) and onnx are faster, on CPUs.",
+        group=SPEED,
+        choices=ENGINES,
+    )
+    device: str = option("auto", "Where to predict.", group=SPEED, choices=("auto", "cpu", "cuda"))
+    num_predictors: int | None = option(None, "Predictors (default: one for each GPU, or for each core).", group=SPEED)
+    threads: int | None = option(
+        None,
+        "Threads of a predictor on a CPU (default: found by runs of over 2000, else 1; heavy networks gain from more).",
+        group=SPEED,
+        low=1,
+    )
+    runner: str = option(
+        "auto",
+        "On Ray, or in processes of this machine alone. auto is ray where there is a cluster (RAY_ADDRESS) or a GPU.",
+        group=SPEED,
+        choices=("auto", "processes", "ray"),
+    )
+    predict_deadline_s: float = option(
+        60.0, "Seconds that a forward pass may take, and 10 more for each megapixel in it.", group=FAILURES, low=0
+    )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_failure_rate <= 1:
-            raise InputError("--max-failure-rate is out of range", found=self.max_failure_rate, expected="0 to 1")
-        _ = self.subset  # raises for what is out of range
-        if self.rows_per_file is not None and self.rows_per_file < 1:
-            raise InputError("--rows-per-file is out of range", found=self.rows_per_file, expected="1 or more")
-        if self.price_per_hour is not None and self.price_per_hour < 0:
-            raise InputError("--price-per-hour is out of range", found=self.price_per_hour, expected="0 or more")
+        validate(self)
+        _ = self.subset, self.view_scales  # raise for what is out of range
         if self.incremental and self.overwrite:
             raise InputError("--incremental keeps what --overwrite removes", todo="give one of them")
-        if self.mask_format not in (*MASK_FORMATS, "none"):
-            known = (*MASK_FORMATS, "none")
-            hint = nearest(self.mask_format, known) or None
-            raise InputError(f"--mask-format: no {self.mask_format!r}", expected=", ".join(known), todo=hint)
-        _ = self.view_scales  # raises for what is out of range
-        if self.threads is not None and self.threads < 1:
-            raise InputError("--threads is out of range", found=self.threads, expected="1 or more")
-        if self.runner not in ("auto", "processes", "ray"):
-            raise InputError("unknown runner", found=self.runner, expected="auto, processes or ray")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError("unknown device", found=self.device, expected="auto, cpu or cuda")
         require_engine(self.engine, self.device, self.precision)
 
     @property
@@ -135,10 +122,6 @@ class SegmentConfig:
                 "--scales is out of range", found=self.scales, expected="factors of 0.25 to 4: 0.75,1,1.25"
             )
         return factors
-
-    @property
-    def read_options(self) -> ReadOptions:
-        return ReadOptions(self.fetch_deadline_s, self.fetch_retry_s, self.decode_deadline_s, self.max_pixels)
 
 
 def decisive(config: SegmentConfig, label_set: LabelSet, weights: str) -> dict[str, Any]:

@@ -22,6 +22,14 @@ from fsspec.asyn import sync as run_on_fsspec_loop
 
 from pipeline.errors import InputError
 
+# What clients raise where a store cannot be reached: by name, since botocore and aiohttp are not imported here
+_UNREACHABLE = {
+    *("ConnectionError", "TimeoutError", "gaierror", "PermissionError"),
+    *("ClientConnectorError", "ClientResponseError", "ServerTimeoutError", "InvalidURL"),
+    *("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "HTTPClientError"),
+    *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),
+}
+
 
 @dataclass(frozen=True)
 class FileInfo:
@@ -183,6 +191,29 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def reachable(uri: str) -> Iterator[None]:
+    """While a source is opened or listed: InputError in place of what a store's client says where it cannot be reached.
+
+    So for a host that does not answer, a name that nobody knows, a refusal and missing credentials; other errors pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if is_local(uri) or not kinds & _UNREACHABLE:
+            raise
+        denied = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+        todo = "check the credentials, or set AWS_NO_SIGN_REQUEST=YES for a public bucket" if denied else None
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(
+            "access is denied" if denied else "cannot be reached",
+            where=uri,
+            found=found,
+            todo=todo or "check the address and the network",
+        ) from None
+
+
 def read_json(uri: str) -> Any:
     return json.loads(read_bytes(uri))
 
@@ -219,6 +250,8 @@ def _options(uri: str) -> dict[str, Any]:
     if uri.startswith(("s3://", "s3a://")):
         return {
             "use_listings_cache": False,
+            "anon": os.environ.get("AWS_NO_SIGN_REQUEST", "").lower() in ("yes", "true", "on", "1"),
+            "requester_pays": os.environ.get("AWS_REQUEST_PAYER", "").lower() == "requester",
             "config_kwargs": {
                 "connect_timeout": 10,
                 "read_timeout": 30,

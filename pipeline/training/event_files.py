@@ -20,13 +20,16 @@ class EventFiles:
         self.folder = tempfile.mkdtemp(prefix="tensorboard-") if self.remote else storage.local_path(self.uri)
         self.writer = SummaryWriter(self.folder, purge_step=step or None, flush_secs=30)
 
-    def step(self, step: int, loss: float, rate: float) -> None:
+    def step(self, step: int, loss: float, rate: float, wait_share: float) -> None:
+        """`rate` is the learning rate, `wait_share` the share of time waited for samples since the last validation."""
         self.writer.add_scalar("train/loss", loss, step)
         self.writer.add_scalar("train/learning_rate", rate, step)
+        self.writer.add_scalar("train/wait_share", wait_share, step)
 
     def validation(self, step: int, record: dict[str, Any]) -> None:
-        self.writer.add_scalar("validation/miou", record["miou"], step)
-        self.writer.add_scalar("validation/pixel_accuracy", record["pixel_accuracy"] or 0.0, step)
+        for name in ("miou", "pixel_accuracy"):
+            if record[name] is not None:
+                self.writer.add_scalar(f"validation/{name}", record[name], step)
         for name, iou in record["iou"].items():
             if iou is not None:
                 self.writer.add_scalar(f"validation_iou/{name}", iou, step)

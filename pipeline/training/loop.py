@@ -169,7 +169,7 @@ class _Loop:
 
     def _validate(self) -> None:
         started_s = time.monotonic()
-        wait_share = self.waited_s / max(1e-9, started_s - self.waited_since_s)
+        wait_share = self._wait_share()
         mine, unread = confusion(self.ema.model, self.task.spec, self.worker.validation_pictures(), self.device)
         matrix, (unread, failed) = summed(mine, [unread, self.state.failed_samples], self.device)
         metrics = matrix.metrics(self.task.spec.label_set.names)
@@ -247,7 +247,7 @@ class _Loop:
                     "(--precision float32)"
                 )
             assert self.events is not None
-            self.events.step(self.state.step, self.loss, self.optimizer.param_groups[-1]["lr"])
+            self.events.step(self.state.step, self.loss, self.optimizer.param_groups[-1]["lr"], self._wait_share())
             self.losses.zero_()
             self.losses_of_steps = 0
         status = {
@@ -257,6 +257,10 @@ class _Loop:
             "stopped": self.stop_asked,
         }
         self.stop_asked = self.worker.report(status, notes) or self.stop_asked
+
+    def _wait_share(self) -> float:
+        """The share of time that this worker waited for samples, since the last validation."""
+        return self.waited_s / max(1e-9, time.monotonic() - self.waited_since_s)
 
     def _text(self) -> str:
         plan, step = self.plan, self.state.step

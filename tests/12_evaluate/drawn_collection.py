@@ -13,7 +13,8 @@ from PIL import Image
 from pipeline import storage
 from pipeline.catalog import schema
 from pipeline.catalog.manifest import region_key
-from pipeline.evaluate.job import EvaluateConfig, evaluate
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.job import evaluate
 from pipeline.labels import LabelSet
 from pipeline.metrics import ConfusionMatrix
 from pipeline.tables.prediction_table import metadata

@@ -20,7 +20,8 @@ from pipeline.catalog.manifest import region_key
 from pipeline.catalog.manifest_writer import build_manifest
 from pipeline.errors import InputError
 from pipeline.evaluate.accumulator import Accumulator
-from pipeline.evaluate.job import EvaluateConfig, evaluate
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.job import evaluate
 from pipeline.evaluate.label_index import build_index, find_labels, key_of_path
 from pipeline.evaluate.predictions import plan_units, read_rows
 from pipeline.labels import load_label_set

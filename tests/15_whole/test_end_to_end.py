@@ -14,7 +14,8 @@ from PIL import Image
 
 from pipeline import read_predictions, storage
 from pipeline.catalog.job import ManifestConfig, make_manifest
-from pipeline.evaluate.job import EvaluateConfig, evaluate
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.job import evaluate
 from pipeline.labels import CAMVID
 from pipeline.models.spec import read_spec
 from pipeline.segment.config import SegmentConfig

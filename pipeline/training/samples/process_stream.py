@@ -21,7 +21,7 @@ from pipeline.training.samples.loader import SampleLoader
 _AHEAD_BYTES = 256 << 20  # of samples, for each process
 _AHEAD_STEPS = 16  # at most
 _STARTS = 3
-_NICENESS = 5  # training goes first: what is read ahead bridges the wait
+_NICENESS = 19  # training goes first: what is read ahead bridges the wait
 
 
 class Steps(Dataset[dict[str, Any]]):

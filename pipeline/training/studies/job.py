@@ -15,7 +15,8 @@ from pipeline import storage
 from pipeline.catalog.job import manifest_of
 from pipeline.errors import InputError
 from pipeline.runtime.cluster import connect, num_cores, num_gpus
-from pipeline.runtime.options import parse_values
+from pipeline.runtime.options import INPUT, NETWORK, OUTPUT, SPEED, option, parse_values, validate
+from pipeline.runtime.output_config import ClusterOutputConfig
 from pipeline.runtime.progress import say
 from pipeline.runtime.run import Run, open_run
 from pipeline.training.job import TrainConfig, check_options
@@ -26,34 +27,21 @@ TABLE = "table.md"
 
 
 @dataclass
-class SweepConfig:
-    """Train every variant of a study with every seed, and print a table with the paper's figures beside ours.
+class SweepConfig(ClusterOutputConfig):
+    """Train every variant of a study with every seed, and print a table with the paper's figures beside ours."""
 
-    Args:
-        study: YAML file of the study, such as those of configs/ablations
-        source: collection (folder, prefix or glob) or manifest to train and validate on
-        output: folder of the sweep; the trainings lie under OUTPUT/trials
-        backbone_weights: path or URI of the backbone's weights, for every variant; default random
-        seeds: only the first so many of the study's seeds
-        max_steps: steps of each training, over what the study says
-        parallel: trainings at a time; default one a core, or one a GPU
-        device: auto, cpu or cuda
-        overwrite: throw away another sweep in the output folder
-        shared_filesystem: local paths are the same on every node
-        single_writer: promise that no other run writes there, for a store that cannot keep two apart
-    """
-
-    study: str
-    source: str
-    output: str
-    backbone_weights: str | None = None
-    seeds: int | None = None
-    max_steps: int | None = None
-    parallel: int | None = None
-    device: str = "auto"
-    overwrite: bool = False
-    shared_filesystem: bool = False
-    single_writer: bool = False
+    study: str = option(help="YAML file of the study, such as those of configs/ablations.", group=INPUT)
+    source: str = option(
+        help="Folder, prefix, glob or table of pictures, or a manifest, to train and validate on.", group=INPUT
+    )
+    output: str = option(help="Folder of the sweep; the trainings lie under OUTPUT/trials.", group=OUTPUT)
+    backbone_weights: str | None = option(
+        None, "Path or URI of the backbone's weights, for every variant; by default they are random.", group=NETWORK
+    )
+    seeds: int | None = option(None, "Only the first so many of the study's seeds.", group=INPUT)
+    max_steps: int | None = option(None, "Steps of each training, over what the study says.", group=INPUT)
+    parallel: int | None = option(None, "Trainings at a time (default: one for each core or GPU).", group=SPEED, low=1)
+    device: str = option("auto", "Where to train.", group=SPEED, choices=("auto", "cpu", "cuda"))
 
 
 def sweep(config: SweepConfig) -> str:
@@ -64,8 +52,7 @@ def sweep(config: SweepConfig) -> str:
         if not 1 <= config.seeds <= len(study.seeds):
             raise InputError("--seeds out of range", found=config.seeds, expected=f"1 to {len(study.seeds)}")
         study = dataclasses.replace(study, seeds=study.seeds[: config.seeds])
-    if config.parallel is not None and config.parallel < 1:
-        raise InputError("--parallel out of range", found=config.parallel, expected="1 or more")
+    validate(config)
     for variant in study.variants:  # a wrong option of the last variant is met before the first is trained
         check_options(_training(config, study, variant, study.seeds[0], "OUTPUT", "SOURCE"))
     # every training at work reads with tasks of its own beside the worker that computes

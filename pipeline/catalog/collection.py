@@ -88,7 +88,8 @@ def _entries(
             continue
         folder, name = posixpath.split(file.path)
         kind = kind_of(name)
-        if is_hidden(file.path) or (match is None and kind is None):
+        # a glob takes every name that it matches, though not from folders that hide themselves
+        if is_hidden(folder) or (match is None and (kind is None or is_hidden(name))):
             collection.skip(file.path)
             continue
         if match is None and beside.is_label_folder(folder):

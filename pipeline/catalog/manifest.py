@@ -152,9 +152,11 @@ def key_words(keys: pa.ChunkedArray) -> np.ndarray:
 
 
 def open_manifest(uri: str) -> Manifest | None:
-    """The manifest at `uri`, or None where there is none. Raises InputError for one of a newer version or damaged."""
+    """The manifest at `uri`, or None where there is none. Raises InputError for one of a newer version, a
+    damaged one, and where nothing can be reached."""
     try:
-        text = storage.read_json(storage.join(uri, SUMMARY))
+        with storage.reachable(uri):
+            text = storage.read_json(storage.join(uri, SUMMARY))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:

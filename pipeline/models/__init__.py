@@ -4,14 +4,15 @@ In: a model string and options, or a checkpoint folder. Out: a torch module, N x
 logits, and all that is needed to feed it.
 
 Reading order:
-    build        the table of networks, and building one by name
-    networks/    one file per network
-    blocks       what several networks share
-    backbones/   torchvision's classification networks as lists of feature maps
-    providers/   networks whose code is elsewhere: torchvision, smp, Hugging Face, torch.export
-    limits       the batch and picture sizes that a network can be fed
-    spec         what a checkpoint says of its network (no torch needed)
-    checkpoint   a network saved to a folder and loaded from it
+    build          the table of networks, and building one by name
+    networks/      one file per network
+    blocks         what several networks share
+    backbones/     torchvision's classification networks as lists of feature maps
+    providers/     networks whose code is elsewhere: torchvision, smp, Hugging Face, torch.export
+    weights_file   weights as people find them
+    limits         the batch and picture sizes that a network can be fed
+    spec           what a checkpoint says of its network (no torch needed)
+    checkpoint     a network saved to a folder and loaded from it
 """
 
 from pipeline.models.build import (

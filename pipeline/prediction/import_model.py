@@ -18,12 +18,13 @@ from pipeline import storage
 from pipeline.errors import InputError
 from pipeline.labels import load_label_set
 from pipeline.models import build_model, output_channels, parse_model, portable, structure_options
-from pipeline.models.backbones import load_weights, read_state_dict
+from pipeline.models.backbones import load_weights
 from pipeline.models.blocks import check_size
 from pipeline.models.checkpoint import network_fingerprint, save_checkpoint
 from pipeline.models.limits import UNLIMITED, InputLimits
 from pipeline.models.providers.exported_model import ExportedModel
 from pipeline.models.spec import DESCRIPTION, ModelSpec, read_spec, weights_fingerprint
+from pipeline.models.weights_file import read_state_dict, unprefixed
 from pipeline.prediction.import_config import ImportConfig, channel_classes, class_map, pixels
 from pipeline.prediction.predictor import Prediction, Predictor
 from pipeline.reading.decode import DecodeError
@@ -94,9 +95,11 @@ def _network(config: ImportConfig, bands: int, *, expected: int) -> nn.Module:
         )
     if weights == "default":  # torchvision's own, which download
         return build_model(name, num_classes=expected, in_channels=bands, **options).eval()
-    state = _unwrapped(read_state_dict(str(weights)))
     structure = structure_options(options)
     built = build_model(name, num_classes=expected, in_channels=bands, **structure)
+    inner = getattr(built, "network", None)
+    keys = {*built.state_dict(), *(inner.state_dict() if isinstance(inner, nn.Module) else ())}
+    state = unprefixed(read_state_dict(str(weights), key=config.weights_key), keys)
     channels = _channels_in(state, built, expected)
     if channels != expected:
         built = build_model(name, num_classes=channels, in_channels=bands, **structure)
@@ -104,14 +107,6 @@ def _network(config: ImportConfig, bands: int, *, expected: int) -> nn.Module:
     plain = {key: value for key, value in state.items() if not key.startswith("aux_classifier.")}
     load_weights(_core(built, state), plain, where=weights)
     return built.eval()
-
-
-def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that DistributedDataParallel or torch.compile gave to every key."""
-    for prefix in ("module.", "_orig_mod."):
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
 
 
 def _core(network: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:

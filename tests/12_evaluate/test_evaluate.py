@@ -32,7 +32,7 @@ from pipeline.tables.prediction_table import metadata
 # ---- the join and the sums -------------------------------------------------------------------------------------------
 
 
-def test_labelled_collection(tmp_path: Path, ray_session: None) -> None:
+def test_labelled_collection(tmp_path: Path) -> None:
     """By region key; everything that is left agrees with the matrix made by hand."""
     drawn = Drawn(tmp_path / "data")
     drawn.masks["scene 004"] = None
@@ -75,7 +75,7 @@ def test_labelled_collection(tmp_path: Path, ray_session: None) -> None:
     assert sums[0] + sums[1] == drawn.matrix
 
 
-def test_folder_of_label_files_by_path(tmp_path: Path, ray_session: None) -> None:
+def test_folder_of_label_files_by_path(tmp_path: Path) -> None:
     drawn = Drawn(tmp_path / "data")
     predictions = drawn.predict(tmp_path / "segment", root="")
     found = metrics_of(predictions / "predictions", drawn.root / "masks", tmp_path / "evaluate")
@@ -83,7 +83,7 @@ def test_folder_of_label_files_by_path(tmp_path: Path, ray_session: None) -> Non
     assert found["ignored"] == drawn.matrix.ignored
 
 
-def test_manifest_and_label_set_from_a_file(tmp_path: Path, ray_session: None) -> None:
+def test_manifest_and_label_set_from_a_file(tmp_path: Path) -> None:
     """`--label-set` may rename the classes and say what raw values mean; the number of classes must fit."""
     drawn = Drawn(tmp_path / "data")
     for file in (drawn.root / "masks").iterdir():
@@ -103,7 +103,7 @@ def test_manifest_and_label_set_from_a_file(tmp_path: Path, ray_session: None) -
         metrics_of(predictions, tmp_path / "manifest", tmp_path / "other", label_set="voc")
 
 
-def test_split(tmp_path: Path, ray_session: None) -> None:
+def test_split(tmp_path: Path) -> None:
     """The predictions' split; a name that nothing has is refused with those that are there."""
     drawn = Drawn(tmp_path / "data")
     for name, folder in (("a", "val"), ("b", None)):
@@ -114,7 +114,7 @@ def test_split(tmp_path: Path, ray_session: None) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_some_labels_missing_broken_or_of_another_size(tmp_path: Path, ray_session: None) -> None:
+def test_some_labels_missing_broken_or_of_another_size(tmp_path: Path) -> None:
     """Counted and listed, not silently dropped; the rest is scored."""
     drawn = Drawn(tmp_path / "data")
     masks = drawn.root / "masks"
@@ -143,7 +143,7 @@ def test_some_labels_missing_broken_or_of_another_size(tmp_path: Path, ray_sessi
 # ---- the output folder -----------------------------------------------------------------------------------------------
 
 
-def test_again_resumes_or_says_complete(tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_again_resumes_or_says_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = Drawn(tmp_path / "data")
     predictions, output = drawn.predict(tmp_path / "segment"), tmp_path / "evaluate"
     config = EvaluateConfig(str(predictions), str(drawn.root), str(output))
@@ -179,7 +179,7 @@ def test_each_row_is_in_one_unit(tmp_path: Path) -> None:
     assert plan_units(files[:1]) == []
 
 
-def test_tallies_merge_to_the_whole(tmp_path: Path, ray_session: None) -> None:
+def test_tallies_merge_to_the_whole(tmp_path: Path) -> None:
     drawn = Drawn(tmp_path / "data")
     metrics_of(drawn.predict(tmp_path / "segment"), drawn.root, tmp_path / "evaluate")
     rows = pq.read_table(tmp_path / "evaluate" / "pictures")
@@ -207,7 +207,7 @@ def test_index_of_many_labels(tmp_path: Path) -> None:
     assert find_labels(index.slice(0, 0), [key_of_path("1.jpg")]) == [None]
 
 
-def test_s3(tmp_path: Path, ray_session: None, s3: Any) -> None:
+def test_s3(tmp_path: Path, s3: Any) -> None:
     """Predictions, labels and output in a bucket; the same numbers."""
     drawn = Drawn(tmp_path / "data")
     predictions = drawn.predict(tmp_path / "segment")
@@ -223,7 +223,7 @@ def test_s3(tmp_path: Path, ray_session: None, s3: Any) -> None:
     assert "_stop" not in folders.list_names(s3.uri("evaluate"))
 
 
-def test_camvid_labels(camvid_subset: Callable[..., Path], tmp_path: Path, ray_session: None) -> None:
+def test_camvid_labels(camvid_subset: Callable[..., Path], tmp_path: Path) -> None:
     """Real labels with void pixels: shifted by three columns, the figures are those of the shifted arrays."""
     root, camvid = camvid_subset(train=1, val=4), load_label_set("camvid")
     expected = ConfusionMatrix(11)

@@ -15,7 +15,7 @@ from pipeline.errors import InputError
 from pipeline.evaluate.predictions import Predictions
 
 
-def test_no_label_matches(tmp_path: Path, ray_session: None) -> None:
+def test_no_label_matches(tmp_path: Path) -> None:
     drawn = Drawn(tmp_path / "data")
     predictions = drawn.predict(tmp_path / "segment", root="other/")
     with pytest.raises(InputError, match=r"no label belongs.*'scene 000.png'.*'other/scene 000.jpg'.*path without"):
@@ -25,7 +25,7 @@ def test_no_label_matches(tmp_path: Path, ray_session: None) -> None:
     assert not (tmp_path / "deep").exists()
 
 
-def test_label_value_outside_the_set(tmp_path: Path, ray_session: None) -> None:
+def test_label_value_outside_the_set(tmp_path: Path) -> None:
     """Among units that have written already and others that still run: nothing of them stays."""
     drawn = Drawn(tmp_path / "data", count=200)
     label = drawn.root / "masks" / "scene 130.png"
@@ -34,7 +34,7 @@ def test_label_value_outside_the_set(tmp_path: Path, ray_session: None) -> None:
     Image.fromarray(raw).save(label)
     predictions = drawn.predict(tmp_path / "segment")
     assert len(Predictions.open(str(predictions)).units) == 4
-    with pytest.raises(InputError, match=r"scene 130\.png; found 77 in 5 pixels"):
+    with pytest.raises(InputError, match=r"scene 130\.png; found value 77 in 5 pixels"):
         metrics_of(predictions, drawn.root, tmp_path / "evaluate")
     assert not (tmp_path / "evaluate").exists()
     Image.fromarray(drawn.truth["scene 130"]).save(label)
@@ -43,7 +43,7 @@ def test_label_value_outside_the_set(tmp_path: Path, ray_session: None) -> None:
     )
 
 
-def test_every_label_of_another_size(tmp_path: Path, ray_session: None) -> None:
+def test_every_label_of_another_size(tmp_path: Path) -> None:
     drawn = Drawn(tmp_path / "data")
     for file in (drawn.root / "masks").iterdir():
         Image.new("L", (5, 5)).save(file)

@@ -10,7 +10,7 @@ from pipeline.models.backbones.choice import BACKBONES, build_backbone
 from pipeline.models.backbones.mobilenet_v2 import MobileNetV2
 from pipeline.models.backbones.resnet import ResNet
 from pipeline.models.backbones.vgg import VGG
-from pipeline.models.backbones.weights import load_weights, read_state_dict, widen_first_convolution
+from pipeline.models.backbones.weights import load_weights, widen_first_convolution
 
 __all__ = [
     "BACKBONES",
@@ -19,6 +19,5 @@ __all__ = [
     "ResNet",
     "build_backbone",
     "load_weights",
-    "read_state_dict",
     "widen_first_convolution",
 ]

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import InputError
-from pipeline.models.backbones.weights import classifier, load_weights, read_state_dict, widen_first_convolution
+from pipeline.models.backbones.weights import classifier, load_weights, widen_first_convolution
 from pipeline.models.blocks import check_dropout, scaled
+from pipeline.models.weights_file import read_state_dict
 
 if TYPE_CHECKING:
     from torchvision import models

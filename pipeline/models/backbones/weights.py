@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError
-from pipeline.storage import read_bytes
+from pipeline.models.weights_file import read_state_dict, unprefixed
 
 
 def classifier(name: str, weights: str | None, in_channels: int, **options: Any) -> Any:
@@ -49,32 +48,13 @@ def widen_first_convolution(network: nn.Module, in_channels: int) -> None:
     first.in_channels = in_channels
 
 
-def read_state_dict(uri: str) -> dict[str, Tensor]:
-    """Tensors by name from a .pth file (a plain state dict, read with weights_only) or a .safetensors file.
-
-    Raises InputError where the file does not exist or is neither.
-    """
-    try:
-        data = read_bytes(uri)
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError("weights file does not exist", where=uri) from None
-    try:
-        if uri.endswith(".safetensors"):
-            from safetensors.torch import load
-
-            return load(data)
-        found: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load and safetensors raise a dozen kinds for a file that is none
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise InputError("cannot read weights file", where=uri, found=f"{type(error).__name__}: {reason}") from None
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise InputError("weights file holds no state dict", where=uri, found=type(found).__name__)
-    return dict(found)
-
-
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, where: object) -> None:
-    """Load every key of `network` from `weights`; InputError names the first missing, foreign or misshapen ones."""
+    """Load every key of `network` from `weights`, without a prefix that all of them share.
+
+    Raises InputError that names the first missing, foreign or misshapen ones.
+    """
     own = network.state_dict()
+    weights = unprefixed(weights, own)
     missing = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
     foreign = [key for key in weights if key not in own]
     wrong = [

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.errors import InputError
-from pipeline.models.backbones import load_weights, read_state_dict
+from pipeline.models.backbones import load_weights
 from pipeline.models.blocks import check_dropout, resize
+from pipeline.models.weights_file import read_state_dict
 
 WIDTHS = (0.5, 1.0, 1.25, 1.5, 2.0)  # the paper's; each keeps every group of every convolution whole
 GROUPS = 4  # of the 1x1 convolutions, and branches of a unit (K in the paper)

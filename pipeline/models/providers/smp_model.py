@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from pipeline.errors import InputError, nearest
 from pipeline.models import check_options, optional_library
-from pipeline.models.backbones import load_weights, read_state_dict
+from pipeline.models.backbones import load_weights
+from pipeline.models.weights_file import read_state_dict
 
 _NOT_OPTIONS = ("self", "kwargs", "in_channels", "classes", "activation", "aux_params")
 _OWN_OPTIONS = ("weights", "backbone_weights")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from pipeline.errors import InputError, nearest
-from pipeline.models.backbones import load_weights, read_state_dict, widen_first_convolution
+from pipeline.models.backbones import load_weights, widen_first_convolution
+from pipeline.models.weights_file import read_state_dict, unprefixed
 
 
 class TorchvisionModel(nn.Module):
@@ -49,14 +50,15 @@ class TorchvisionModel(nn.Module):
             if weights == "default":
                 pretrained = models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)
             else:
-                pretrained = read_state_dict(weights)
+                pretrained = unprefixed(read_state_dict(weights), self.network.state_dict())
             # published weights come with an auxiliary head, which only training uses
             plain = {key: value for key, value in pretrained.items() if not key.startswith("aux_classifier.")}
             load_weights(self.network, plain, where=weights)
         elif backbone_weights not in (None, "imagenet"):
             # The file is a state dict of the classification network: MobileNets keep the backbone under `features`.
             own = self.network.backbone.state_dict()
-            pretrained = {k.removeprefix("features."): v for k, v in read_state_dict(backbone_weights).items()}
+            pretrained = unprefixed(read_state_dict(backbone_weights), [*own, *(f"features.{key}" for key in own)])
+            pretrained = {key.removeprefix("features."): value for key, value in pretrained.items()}
             fitting = {key: value for key, value in pretrained.items() if key in own}
             load_weights(self.network.backbone, fitting, where=backbone_weights)
         widen_first_convolution(self.network.backbone, in_channels)

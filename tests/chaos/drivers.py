@@ -22,7 +22,7 @@ from chaos.steps import Halt, Step
 Job = Callable[[list[str]], None]
 
 # a fork costs what its parent weighs, and the miniature needs neither torch nor Ray
-_LIGHT = "pandas jsonargparse s3fs pipeline.runtime.cli pipeline.tables.statistics chaos.miniature"
+_LIGHT = "pandas s3fs pipeline.runtime.cli pipeline.tables.statistics chaos.miniature"
 _HEAVY = f"{_LIGHT} ray.data torchvision.models.segmentation pipeline.segment.job"
 
 

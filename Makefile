@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 RUN    := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: demo test test-slow bench chaos lint types cluster-check setup clean help
+.PHONY: demo test test-slow bench gpu chaos lint types cluster-check setup clean help
 
 demo: $(STAMP)
 	$(RUN)/python jobs/demo.py
@@ -27,6 +27,10 @@ bench: $(STAMP)
 	$(RUN)/python benchmarks/engines.py --pictures $(PICTURES)
 	$(RUN)/python benchmarks/memory.py
 	$(RUN)/python benchmarks/throughput.py --pictures $(PICTURES) --output runs/throughput
+
+# What is to be known of a GPU, in under eight minutes; writes runs/gpu/gpu.json, part by part, and prints the tables.
+gpu: $(STAMP)
+	$(RUN)/python benchmarks/gpu.py
 
 # Kills, faults and full disks; writes its figures into docs/reliability.md. Parts: PYTEST_ARGS="-k lease".
 chaos: $(STAMP)
@@ -68,4 +72,4 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
-	@echo "make demo | test | test-slow | bench | chaos | lint | types | cluster-check | setup | clean"
+	@echo "make demo | test | test-slow | bench | gpu | chaos | lint | types | cluster-check | setup | clean"

@@ -35,6 +35,7 @@ from pipeline.prediction.predictor import Prediction, Predictor
 from pipeline.prediction.resizing import resize_pixels
 from pipeline.reading.decode.picture import decode
 from pipeline.runtime.cli import main
+from pipeline.runtime.options import MEASUREMENT, option
 
 NETWORKS = {
     "light": "torchvision:lraspp_mobilenet_v3_large",
@@ -45,23 +46,18 @@ Step = Callable[[np.ndarray], np.ndarray]  # H x W x 3 uint8 -> class map H x W
 
 @dataclass
 class EnginesConfig:
-    """Time the predictor's steps and engines, in turns.
+    """Time the predictor's steps and engines, in turns."""
 
-    Args:
-        pictures: a folder of pictures
-        networks: of light (LR-ASPP), heavy (DeepLabv3 ResNet-50), both of random weights, and checkpoint folders
-        size: height,width in px
-        repeats: rounds, each on a picture of its own
-        threads: of the CPU
-        engines: of eager, compiled and onnx
-    """
-
-    pictures: str
-    networks: str = "light,heavy"
-    size: str = "360,480"
-    repeats: int = 5
-    threads: int = 1
-    engines: str = "eager,compiled,onnx"
+    pictures: str = option(help="A folder of pictures.", group=MEASUREMENT)
+    networks: str = option(
+        "light,heavy",
+        "light (LR-ASPP) and heavy (DeepLabv3 ResNet-50), both of random weights, and checkpoint folders.",
+        group=MEASUREMENT,
+    )
+    size: str = option("360,480", "Height,width in px.", group=MEASUREMENT)
+    repeats: int = option(5, "Rounds, each on a picture of its own.", group=MEASUREMENT)
+    threads: int = option(1, "Threads on the CPU.", group=MEASUREMENT)
+    engines: str = option("eager,compiled,onnx", "Of eager, compiled and onnx, with commas between.", group=MEASUREMENT)
 
 
 @dataclass

@@ -27,23 +27,21 @@ from pipeline.models import build_model
 from pipeline.models.spec import ModelSpec
 from pipeline.prediction import predictor
 from pipeline.runtime.cli import main
+from pipeline.runtime.options import MEASUREMENT, option
 
 
 @dataclass
 class MemoryConfig:
-    """Time a network on a CPU that keeps its freed memory, and one that gives it back.
+    """Time a network on a CPU that keeps its freed memory, and one that gives it back."""
 
-    Args:
-        models: names, with commas between
-        sizes: of the pictures, width x height in px
-        pictures: timed in each process
-        repeats: rounds
-    """
-
-    models: str = "torchvision:lraspp_mobilenet_v3_large,lightweight"
-    sizes: str = "480x360,2048x1024"
-    pictures: int = 8
-    repeats: int = 3
+    models: str = option(
+        "torchvision:lraspp_mobilenet_v3_large,lightweight",
+        "Names of networks, with commas between.",
+        group=MEASUREMENT,
+    )
+    sizes: str = option("480x360,2048x1024", "Sizes of the pictures, WIDTHxHEIGHT in px.", group=MEASUREMENT)
+    pictures: int = option(8, "Pictures timed in each process.", group=MEASUREMENT)
+    repeats: int = option(3, "Rounds.", group=MEASUREMENT)
 
 
 def run(config: MemoryConfig) -> str:

@@ -32,6 +32,7 @@ from pipeline.models import MODELS, build_model
 from pipeline.prediction.folding import fold_batch_norm
 from pipeline.prediction.packing import pack_convolutions
 from pipeline.runtime.cli import main
+from pipeline.runtime.options import MEASUREMENT, option
 
 NUM_CLASSES = 21  # VOC's, as in the papers' tables
 PRESETS: dict[str, list[dict[str, Any]]] = {  # what a paper compared with, beside or instead of the defaults
@@ -51,21 +52,13 @@ ATTENTION = ("attention_fcn", "attention_fcn attention=False", 1.12)  # (with, w
 
 @dataclass
 class NetworksConfig:
-    """Time every network on the same input, in turns.
+    """Time every network on the same input, in turns."""
 
-    Args:
-        size: height,width of the input in px
-        repeats: timed forwards of each network
-        threads: of the CPU
-        device: auto, cpu or cuda
-        only: names of networks, with commas between (default: all)
-    """
-
-    size: str = "512,512"
-    repeats: int = 5
-    threads: int = 1
-    device: str = "auto"
-    only: str | None = None
+    size: str = option("512,512", "Height,width of the input in px.", group=MEASUREMENT)
+    repeats: int = option(5, "Timed forwards of each network.", group=MEASUREMENT)
+    threads: int = option(1, "Threads on the CPU.", group=MEASUREMENT)
+    device: str = option("auto", "auto, cpu or cuda.", group=MEASUREMENT)
+    only: str | None = option(None, "Names of networks, with commas between (default: all).", group=MEASUREMENT)
 
 
 @dataclass

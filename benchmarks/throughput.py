@@ -40,6 +40,7 @@ from pipeline.models import build_model
 from pipeline.models.checkpoint import save_checkpoint
 from pipeline.models.spec import ModelSpec
 from pipeline.runtime.cli import main
+from pipeline.runtime.options import MEASUREMENT, option
 
 PROJECT = Path(__file__).resolve().parent.parent
 _WARM = 3  # predictions of each process that count as starting up
@@ -64,27 +65,20 @@ _PICTURES = {  # how many make a dozen seconds of steady state on two cores
 
 @dataclass
 class ThroughputConfig:
-    """Measure the segment job beside its peers, in turns.
+    """Measure the segment job beside its peers, in turns."""
 
-    Args:
-        pictures: folder of pictures to make the collections from (JPEG or PNG)
-        output: folder of the measurements
-        networks: of heavy (DeepLabv3 ResNet-50), light (LR-ASPP), tiny (one convolution), few (233 pictures, light)
-        sizes: of 480x360 and 2048x1024
-        peers: names of peers, with commas between (default: all)
-        repeats: rounds
-        batch: pictures a forward
-        report_only: print the tables of what was measured before
-    """
-
-    pictures: str
-    output: str
-    networks: str = "heavy,light,tiny,few"
-    sizes: str = "480x360,2048x1024"
-    peers: str | None = None
-    repeats: int = 5
-    batch: int = 1
-    report_only: bool = False
+    pictures: str = option(help="Folder of pictures to make the collections from (JPEG or PNG).", group=MEASUREMENT)
+    output: str = option(help="Folder of the measurements.", group=MEASUREMENT)
+    networks: str = option(
+        "heavy,light,tiny,few",
+        "heavy (DeepLabv3 ResNet-50), light (LR-ASPP), tiny (one convolution), few (233 pictures, light).",
+        group=MEASUREMENT,
+    )
+    sizes: str = option("480x360,2048x1024", "Of 480x360 and 2048x1024.", group=MEASUREMENT)
+    peers: str | None = option(None, "Names of peers, with commas between (default: all).", group=MEASUREMENT)
+    repeats: int = option(5, "Rounds.", group=MEASUREMENT)
+    batch: int = option(1, "Pictures a forward.", group=MEASUREMENT)
+    report_only: bool = option(False, "Print the tables of what was measured before.", group=MEASUREMENT)
 
 
 def run(config: ThroughputConfig) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.catalog.manifest_writer import build_manifest
+from pipeline.runtime.options import MEASUREMENT, option
 from pipeline.storage import folders
 from scaling.measure import folder_for, header, measure
 
@@ -23,15 +24,10 @@ _PAGE = 1000  # keys of one answer of S3
 
 @dataclass
 class ListingConfig:
-    """List a simulated S3 bucket, make its manifest, and make it once more from an S3 Inventory.
+    """List a simulated S3 bucket, make its manifest, and make it once more from an S3 Inventory."""
 
-    Args:
-        keys: objects in the bucket
-        page_ms: what the store takes for a page of 1,000 keys
-    """
-
-    keys: int = 1_000_000
-    page_ms: float = 0.0
+    keys: int = option(1000000, "Objects in the bucket.", group=MEASUREMENT)
+    page_ms: float = option(0.0, "What the store takes for a page of 1,000 keys.", group=MEASUREMENT)
 
 
 def listing(config: ListingConfig) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import InputError
+from pipeline.runtime.options import MEASUREMENT, option
 from scaling.measure import folder_for, peak_mib
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -23,21 +24,13 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class PicturesConfig:
-    """Segment more and more small pictures with a small network: does a picture cost the same in the end?
+    """Segment more and more small pictures with a small network: does a picture cost the same in the end?"""
 
-    Args:
-        steps: numbers of pictures
-        height: of a picture in px
-        width: of a picture in px
-        checkpoint: the network (default: one strided convolution)
-        runners: of processes and ray
-    """
-
-    steps: str = "1000,10000,100000"
-    height: int = 32
-    width: int = 48
-    checkpoint: str | None = None
-    runners: str = "processes,ray"
+    steps: str = option("1000,10000,100000", "Numbers of pictures.", group=MEASUREMENT)
+    height: int = option(32, "Of a picture in px.", group=MEASUREMENT)
+    width: int = option(48, "Of a picture in px.", group=MEASUREMENT)
+    checkpoint: str | None = option(None, "The network (default: one strided convolution).", group=MEASUREMENT)
+    runners: str = option("processes,ray", "Of processes and ray.", group=MEASUREMENT)
 
 
 def pictures(config: PicturesConfig) -> None:

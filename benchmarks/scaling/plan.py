@@ -17,6 +17,7 @@ from pipeline.catalog.manifest import SUMMARY, Manifest, open_manifest
 from pipeline.catalog.manifest_writer import ROWS_PER_GROUP, ROWS_PER_PART
 from pipeline.catalog.subset import Subset
 from pipeline.labels import CAMVID
+from pipeline.runtime.options import MEASUREMENT, option
 from pipeline.storage import folders
 from pipeline.tables.prediction_table import committed_ids, metadata
 from pipeline.tables.sink import Sink, put_tables
@@ -26,19 +27,16 @@ from scaling.measure import folder_for, header, measure
 
 @dataclass
 class PlanConfig:
-    """Plan a run over a synthetic manifest, resume it with nearly all of it done, and sum it up.
+    """Plan a run over a synthetic manifest, resume it with nearly all of it done, and sum it up."""
 
-    Args:
-        regions: rows of the manifest
-        pending: how many of them are not done
-        rows_per_file: rows of one file of predictions (128 MiB of CamVid's masks are 24,000)
-        folder: where the synthetic tables are written (default: a temporary folder)
-    """
-
-    regions: int = 10_000_000
-    pending: int = 100_000
-    rows_per_file: int = 24_000
-    folder: str | None = None
+    regions: int = option(10_000_000, "Rows of the manifest.", group=MEASUREMENT)
+    pending: int = option(100_000, "How many of them are not done.", group=MEASUREMENT)
+    rows_per_file: int = option(
+        24_000, "Rows of one file of predictions (128 MiB of CamVid's masks are 24,000).", group=MEASUREMENT
+    )
+    folder: str | None = option(
+        None, "Where the synthetic tables are written (default: a temporary folder).", group=MEASUREMENT
+    )
 
 
 def plan(config: PlanConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -39,7 +41,53 @@ def test_the_predictors_steps_are_timed_beside_each_other(tmp_path: Path) -> Non
     assert all(same == "all" for _, same in rows[:2]), rows
 
 
-@pytest.mark.parametrize(("name", "arguments"), [("networks.py", ["--only", "lightwieght"])])
+ALONE = """
+import sys
+
+
+class Refusal:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("ray", "s3fs", "simplejpeg", "tensorboard"):
+            raise ModuleNotFoundError(f"{name} is not here", name=name)
+
+
+sys.meta_path.insert(0, Refusal())
+"""
+
+
+def test_the_gpu_run_needs_torch_alone_for_its_first_parts(tmp_path: Path) -> None:
+    """On a CPU, tiny, where neither Ray nor S3 can be imported; a second run measures nothing again."""
+    (tmp_path / "sitecustomize.py").write_text(ALONE)
+    command = [sys.executable, str(PROJECT / "benchmarks" / "gpu.py"), "--device", "cpu", "--small"]
+    command += ["--output", str(tmp_path / "out"), "--parts", "networks,memory,predictor"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=280, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert all(found[part]["state"] == "done" for part in ("networks", "memory", "predictor")), found
+    assert found["networks"]["rows"][0]["differing in float32"] == 0  # the CPU beside itself
+    too_large, alone, after = found["memory"]["rows"]
+    assert too_large["ran with"] < too_large["asked for"] and too_large["predicted"] == too_large["of"]
+    assert (alone["predicted"], alone["error"], after["predicted"]) == (0, "OutOfMemoryError", 2)
+    assert all(row["pictures/s"] > 0 for row in found["predictor"]["rows"])
+    before = (tmp_path / "out" / "gpu.json").stat().st_mtime_ns
+    again = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60, env=environment)
+    assert again.stdout == done.stdout and (tmp_path / "out" / "gpu.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_the_gpu_run_as_a_whole(tmp_path: Path) -> None:
+    done = run("gpu.py", "--device", "cpu", "--small", "--output", str(tmp_path), "--parts", "segment,training")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [found[part]["state"] for part in ("segment", "training")] == ["done", "done"], found
+    killed = found["training"]["rows"][1]
+    assert 0 < killed["killed at step"] <= killed["ended at"] == 6 and killed["resumed at step"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("networks.py", ["--only", "lightwieght"]), ("gpu.py", ["--parts", "netwroks"])]
+)
 def test_bad_input_is_one_line(name: str, arguments: list[str]) -> None:
     done = run(name, *arguments)
     assert done.returncode == 2

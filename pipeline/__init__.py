@@ -1,7 +1,7 @@
 """Distributed image segmentation for whole data sets, on Ray.
 
-The rooms, in the order data flows through them, are listed in README.md. Importing this package is cheap: neither torch
-nor Ray is loaded until a room that needs one is.
+The wings, in the order in which data flows through them, are listed in README.md. Importing this package is cheap:
+neither torch nor Ray is loaded until a wing that needs one is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.tables.readers import PredictionsDataset, predictions_dataset, predictions_frame
 
 __all__ = ["PredictionsDataset", "predictions_dataset", "predictions_frame", "read_predictions"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

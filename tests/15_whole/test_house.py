@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -135,22 +136,55 @@ def test_importing_the_package_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
 
 
-def test_readme_names_only_what_exists() -> None:
-    readme = (PROJECT / "README.md").read_text()
-    makefile = (PROJECT / "Makefile").read_text()
-    for target in set(re.findall(r"^make ([\w-]+)", readme, re.MULTILINE)):
+PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_name_only_what_exists(page: Path) -> None:
+    text, makefile = page.read_text(), (PROJECT / "Makefile").read_text()
+    for target in set(re.findall(r"^make ([\w-]+)", text, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
-    for name in set(re.findall(r"(?<![\w/])((?:jobs|configs|docs|pipeline|tests)/[\w/.-]*\w)", readme)):
+    for name in set(re.findall(r"(?<![\w/.])((?:jobs|configs|docs|pipeline|tests|benchmarks)/[\w/.-]*\w)", text)):
         assert (PROJECT / name).exists(), name
-    for image in re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme):
-        assert (PROJECT / image).is_file(), image
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in link or (page.parent / link).exists(), link
+
+
+def test_every_page_is_reached_from_one_list() -> None:
+    readme = (PROJECT / "README.md").read_text()
+    assert len(readme.splitlines()) < 180
+    listed = readme[readme.index("## Documents") : readme.index("## The tree")]
+    assert set(re.findall(r"\(docs/([\w.]+)\)", listed)) == {page.name for page in (PROJECT / "docs").glob("*.md")}
+
+
+def test_the_tree_shows_the_wings() -> None:
+    readme = (PROJECT / "README.md").read_text()
+    shown = re.findall(r"^  (\w+)/ ", readme[readme.index("## The tree") :], re.MULTILINE)
+    assert shown == [wing for wing in WINGS if (PIPELINE / wing).exists()]
+
+
+def test_the_options_page_is_what_the_jobs_say() -> None:
+    """`docs/options.md` holds what `--help` of each job prints; SEGMENTATION_RECORD=1 writes it anew."""
+    page, parts = PROJECT / "docs" / "options.md", []
+    for job in ("manifest", "train", "segment", "evaluate", "import_model", "sweep", "demo"):
+        command = [sys.executable, f"jobs/{job}.py", "--help"]
+        done = subprocess.run(
+            command, cwd=PROJECT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "110"}
+        )
+        assert done.returncode == 0, done.stderr
+        shown = done.stdout.replace(str(PROJECT) + "/", "")
+        parts.append(f"## jobs/{job}.py\n\n```\n{shown.strip()}\n```\n")
+    text = "# Options\n\nWhat `--help` of each job prints.\n\n" + "\n".join(parts)
+    if os.environ.get("SEGMENTATION_RECORD"):
+        page.write_text(text)
+    assert page.read_text().split() == text.split()  # Pythons differ in where they break lines
 
 
 @pytest.mark.parametrize("job", ["manifest", "train", "segment", "evaluate", "import_model"])
-def test_readme_flags_exist(job: str) -> None:
-    """Every flag that a command of the README gives is one the job knows."""
-    readme = (PROJECT / "README.md").read_text().replace("\\\n", " ")
-    commands = re.findall(rf"jobs/{job}\.py([^\n`]*)", readme)
+def test_flags_of_the_pages_exist(job: str) -> None:
+    """Every flag that a command of a page gives is one the job knows."""
+    text = "\n".join(page.read_text() for page in PAGES if page.name != "options.md").replace("\\\n", " ")
+    commands = re.findall(rf"python jobs/{job}\.py([^\n`]*)", text)
     flags = {flag for command in commands for flag in re.findall(r"--[a-z][\w-]*", command)}
     done = subprocess.run(
         [sys.executable, f"jobs/{job}.py", "--help"], cwd=PROJECT, capture_output=True, text=True, timeout=120

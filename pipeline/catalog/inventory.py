@@ -181,8 +181,8 @@ def _rows(batch: pa.RecordBatch, prefix: str, encoded: bool) -> pa.Table:
 
 
 def _true(column: pa.Array, missing: bool) -> pa.Array:
-    told = column if pa.types.is_boolean(column.type) else pc.equal(pc.utf8_lower(column), "true")
-    return pc.fill_null(told, missing)
+    flags = column if pa.types.is_boolean(column.type) else pc.equal(pc.utf8_lower(column), "true")
+    return pc.fill_null(flags, missing)
 
 
 def _read_csv(uri: str, columns: list[str]) -> Iterator[pa.RecordBatch]:

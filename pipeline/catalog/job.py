@@ -62,7 +62,7 @@ def manifest_of(
     summary: Callable[[Manifest], str] = Manifest.summary,
 ) -> Manifest:
     """The manifest a run works off: the one that `source` is, or the one of the collection, kept under OUTPUT/manifest
-    (or at `keep_at`, for a run that is only looked at).
+    (or at `keep_at`, for a dry run).
 
     A resumed run reads that and never lists again. A larger `subset` than the run's reopens a complete one. Raises
     InputError where the run was made from other content, or from a part that is not within `subset`.

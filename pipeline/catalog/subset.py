@@ -1,4 +1,4 @@
-"""Which part of a manifest a run does: one split, a sample of it, the first so many regions of that.
+"""The rows of a manifest that a run does: one split, a sample of it, the first N regions of that.
 
 A sample is drawn by region key: the same pictures in every run and as the collection grows, and a larger share holds
 every picture of a smaller one. So an output folder can grow: from a sample or the first few to more, and to everything.

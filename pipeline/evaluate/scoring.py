@@ -33,7 +33,7 @@ _READ = ["region_key", "path", "uri", "window", "status", "error", *schema.MASK_
 
 @dataclass(frozen=True)
 class Scoring:
-    """What every unit needs to know. `split` is looked for in the predictions, or None."""
+    """What scoring a unit needs. `split` keeps the predictions of that split; None keeps all."""
 
     output: str
     label_set: LabelSet

@@ -4,7 +4,7 @@ A new network is one file beside this one and one line in `MODELS`. Its class ta
 own keyword options; its forward takes N x B x H x W floats and returns logits N x K x H x W at the input's own size.
 
 A provider brings in networks whose code is elsewhere: one file and one line in `PROVIDERS`. Its class takes the name
-first, and may have static methods that answer for it unbuilt: those below of the same names.
+first, and may have static methods of the names of functions below, which say something of a network before it is built.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def optional_library(name: str, extra: str) -> Any:
 
 
 def _of_provider(question: str, model: str, options: Mapping[str, Any]) -> Any:
-    """What a provider's class answers unbuilt; None where it has no such method."""
+    """What the static method `question` of a provider's class returns; None where it has none."""
     name, options = parse_model(model, options)
     method = getattr(_network_class(name), question, None)
     return None if method is None else method(name.partition(":")[2], options)

@@ -188,7 +188,7 @@ def _exported(network: nn.Module, shape: tuple[int, ...], *, any_size: bool) -> 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter tells every step to the log of the process."""
+    """Silence the exporter, which logs every step."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

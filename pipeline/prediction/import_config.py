@@ -46,7 +46,7 @@ class ImportConfig:
         "HEIGHT,WIDTH that every picture is resized to; its logits are brought back.",
         group=PIXELS,
     )
-    size_multiple: int = option(1, "Pictures are padded to a multiple of so many px.", group=PIXELS)
+    size_multiple: int = option(1, "Pictures are padded to a multiple of this many px.", group=PIXELS)
     class_map: str | None = option(
         None, "channel:class,... where the network's channels are not the classes of the label set.", group=NETWORK
     )
@@ -64,7 +64,7 @@ def pixels(config: ImportConfig) -> dict[str, Any]:
         raise InputError(
             "--mean and --std are missing",
             where=config.model,
-            todo="give what the network was trained with (0,0,0 and 1,1,1 where it normalises itself): nothing says so",
+            todo="give what the network was trained with (0,0,0 and 1,1,1 where it normalises itself)",
         )
     size: Any = known.get("input_size")
     if config.input_size is not None:

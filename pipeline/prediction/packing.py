@@ -64,7 +64,7 @@ def pack_convolutions(model: nn.Module, example: Tensor) -> nn.Module:
 
 
 def _packable(module: nn.Module) -> bool:
-    """Nothing that is a convolution of its own kind, nor one that somebody watches."""
+    """Whether a module is a plain `Conv2d`: no subclass, and without hooks."""
     return (
         type(module) is nn.Conv2d
         and module.padding_mode == "zeros"

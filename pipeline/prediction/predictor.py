@@ -23,7 +23,7 @@ from pipeline.prediction.argmax import argmax, channel_classes, probabilities
 from pipeline.prediction.engines import Network, require_engine, run_by
 from pipeline.prediction.folding import fold_batch_norm
 from pipeline.prediction.packing import pack_convolutions
-from pipeline.prediction.stitching import Answer, Prediction, Tile
+from pipeline.prediction.stitching import Prediction, Stitcher, Tile
 from pipeline.prediction.tiling import Cut, cut_fixed, cut_side
 from pipeline.prediction.views import Views
 from pipeline.runtime.process import keep_freed_memory
@@ -39,16 +39,16 @@ class DeviceError(RuntimeError):
 class Predictor:
     """A network ready to predict on one device.
 
-    `batch_size` is None (1 on a CPU, where larger ones gain nothing, 8 on a GPU) or the pictures (tiles) per forward;
-    one too large for memory is halved for the pictures of that shape.
-    Pictures with a side over `tile_px` are tiled with at least `overlap_px` of overlap. A network with `limits` of its
-    own (an exported program) is fed within them: batches and pictures are padded to its least, tiled at its largest.
-    `precision` is "auto" (float32
-    without TF32: a mask must not depend on the device), "float32", "bfloat16" or "float16". `threads` sets torch's
-    threads for the whole process: their number changes a network's last bits. `flip` and `scales` average over mirrored
-    and zoomed views (models.views). `keep_confidence` keeps the confidence of every pixel, `keep_probabilities` the
-    softmax of every class. `engine` is what runs the network (engines.ENGINES). Raises InputError for an option out of
-    range.
+    `batch_size` is the pictures (tiles) in a forward pass: None is 1 on a CPU, where more gain nothing, and 8 on a GPU.
+    A batch too large for memory is halved for the pictures of that shape. Pictures with a side over `tile_px` are
+    tiled, with at least `overlap_px` of overlap. A network with `limits` of its own (an exported program) is fed within
+    them: batches and pictures are padded to its least, tiled at its largest.
+
+    `precision` is "auto" (float32 without TF32: a mask must not depend on the device), "float32", "bfloat16" or
+    "float16". `threads` sets torch's threads for the whole process; their number changes a network's last bits. `flip`
+    and `scales` average over mirrored and zoomed views (`views`). `keep_confidence` keeps the confidence of every
+    pixel, `keep_probabilities` the softmax of every class. `engine` is what runs the network (`engines.ENGINES`).
+    Raises InputError for an option out of range.
     """
 
     def __init__(
@@ -125,38 +125,40 @@ class Predictor:
 
     def batch_size_of(self, picture: np.ndarray) -> int:
         """Tiles per forward for pictures of this shape: less than `batch_size` where that did not fit into memory."""
-        tile = self._tiles(Answer(picture, self.spec))[0]
+        tile = self._tiles(Stitcher(picture, self.spec))[0]
         return self._fits.get(tile.pixels.shape, self.batch_size)
 
     def predict(self, pictures: Sequence[np.ndarray]) -> list[Prediction | Exception]:
-        """One answer per picture (H x W x B uint8, RGB order where B is 3; sizes may differ), in order.
+        """One prediction per picture (H x W x B uint8, RGB order where B is 3; sizes may differ), in order.
 
-        A picture that the network cannot take, or on which it raises, gets that exception as its answer and costs no
-        other picture's. Raises DeviceError where the device itself has failed.
+        A picture that the network cannot take, or on which it raises, gets that exception in place of a prediction; the
+        others are predicted. Raises DeviceError where the device itself has failed.
         """
-        answers: list[Prediction | Exception | None] = [None] * len(pictures)
+        predictions: list[Prediction | Exception | None] = [None] * len(pictures)
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for i, picture in enumerate(pictures):
             if picture.ndim != 3 or picture.shape[2] != self.spec.bands or 0 in picture.shape:
-                answers[i] = ValueError(
+                predictions[i] = ValueError(
                     f"picture of shape {'x'.join(map(str, picture.shape))}; the network takes HxWx{self.spec.bands}"
                 )
             else:
                 by_shape.setdefault(self.spec.input_size or picture.shape, []).append(i)
         for members in by_shape.values():
-            answered = [Answer(pictures[i], self.spec, self.keep_confidence, self.keep_probabilities) for i in members]
-            self._run([tile for answer in answered for tile in self._tiles(answer)])
-            for i, answer in zip(members, answered, strict=True):
-                answers[i] = answer.error or answer.prediction()
-        return [answer for answer in answers if answer is not None]
+            stitchers = [
+                Stitcher(pictures[i], self.spec, self.keep_confidence, self.keep_probabilities) for i in members
+            ]
+            self._run([tile for stitcher in stitchers for tile in self._tiles(stitcher)])
+            for i, stitcher in zip(members, stitchers, strict=True):
+                predictions[i] = stitcher.error or stitcher.prediction()
+        return [prediction for prediction in predictions if prediction is not None]
 
-    def _tiles(self, answer: Answer) -> list[Tile]:
-        height, width = answer.picture.shape[:2]
+    def _tiles(self, stitcher: Stitcher) -> list[Tile]:
+        height, width = stitcher.picture.shape[:2]
         if self.spec.input_size is not None:
             row, column = (Cut(slice(0, side), slice(0, side)) for side in (height, width))
-            return [Tile(answer, row, column, self.spec.input_size)]
+            return [Tile(stitcher, row, column, self.spec.input_size)]
         rows, columns = self._cuts(height, self.limits.height), self._cuts(width, self.limits.width)
-        return [Tile(answer, row, column) for row in rows for column in columns]
+        return [Tile(stitcher, row, column) for row in rows for column in columns]
 
     def _cuts(self, side_px: int, limit: Range) -> list[Cut]:
         if limit.high is not None and limit.high < max(self.tile_px, limit.low + 1):
@@ -164,7 +166,7 @@ class Predictor:
         return cut_side(side_px, self.tile_px, self.overlap_px, self.grid_px)
 
     def _run(self, tiles: list[Tile]) -> None:
-        """Predict tiles of one shape into their answers, in batches that fit into memory."""
+        """Predict tiles of one shape for their pictures, in batches that fit into memory."""
         shape = tiles[0].pixels.shape
         while tiles:
             size = self._fits.get(shape, self.batch_size)
@@ -183,8 +185,8 @@ class Predictor:
                     for tile in batch:
                         self._run([tile])
                 else:
-                    batch[0].answer.error = error
-            tiles = [tile for tile in rest if tile.answer.error is None]
+                    batch[0].stitcher.error = error
+            tiles = [tile for tile in rest if tile.stitcher.error is None]
 
     @torch.inference_mode()
     def _forward(self, batch: list[Tile], padded_size: int) -> None:
@@ -206,7 +208,7 @@ class Predictor:
         expected = (padded_size, self.spec.num_channels, *x.shape[-2:])
         if tuple(logits.shape) != expected:
             raise ValueError(f"the network gave logits of shape {tuple(logits.shape)} instead of {expected}")
-        # all of the batch before any answer is touched: a batch that fails half-way is run again
+        # all of the batch before any picture is touched: a batch that fails half-way is run again
         found = []
         for tile, tile_logits in zip(batch, logits, strict=False):
             kept = tile_logits[(slice(None), *tile.inner)]
@@ -217,7 +219,7 @@ class Predictor:
         for tile, (class_map, confidence, planes) in zip(batch, found, strict=True):
             if self._labels is not None:
                 class_map = self._labels[class_map.int()]
-            tile.answer.add(tile.outer, class_map, confidence, planes, self.low_confidence)
+            tile.stitcher.add(tile.outer, class_map, confidence, planes, self.low_confidence)
 
     def _padding(self, side_px: int, limit: Range) -> int:
         """How much is added to a side so that the network takes it."""

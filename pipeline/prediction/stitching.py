@@ -1,6 +1,6 @@
-"""One picture while its tiles come in from the network, and the prediction they make: class map, counts, confidence.
+"""One prediction per picture, stitched from its tiles: class map, counts, confidence.
 
-The network sees tiles (or the one tile that is the whole picture); each adds the inner part that is kept of it.
+The network sees tiles, or the one tile that is the whole picture. Of each, the inner part is kept.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Prediction:
     probabilities: np.ndarray | None = None  # K x H x W uint8, softmax of every class times 255, likewise
 
 
-class Answer:
-    """The prediction of one picture while its tiles come in."""
+class Stitcher:
+    """Adds up the prediction of one picture from the inner parts of its tiles."""
 
     def __init__(
         self, picture: np.ndarray, spec: ModelSpec, keep_confidence: bool = False, keep_probabilities: bool = False
@@ -60,7 +60,7 @@ class Answer:
         probabilities: Tensor | None,
         low_confidence: float,
     ) -> None:
-        """Take what was found of the rectangle `where`; `probabilities` are those of `argmax.probabilities`."""
+        """Add what was found of the rectangle `where`; `probabilities` are those of `argmax.probabilities`."""
         pixels, sums = per_class(class_map, confidence, len(self.class_pixels))
         self.class_map[where] = class_map.cpu().numpy()
         if self.confidence is not None:
@@ -96,20 +96,20 @@ class Answer:
 class Tile:
     """One rectangle of a picture on its way through the network."""
 
-    answer: Answer
+    stitcher: Stitcher
     row: Cut
     column: Cut
     input_size: tuple[int, int] | None = None  # what the network sees it resized to
 
     @cached_property
     def pixels(self) -> np.ndarray:
-        pixels = self.answer.picture[self.row.read, self.column.read]
+        pixels = self.stitcher.picture[self.row.read, self.column.read]
         return pixels if self.input_size is None else resize_pixels(pixels, self.input_size)
 
     @property
     def enlarged(self) -> tuple[int, int] | None:
         """The size that its logits are brought back to."""
-        return None if self.input_size is None else self.answer.picture.shape[:2]
+        return None if self.input_size is None else self.stitcher.picture.shape[:2]
 
     @property
     def outer(self) -> tuple[slice, slice]:

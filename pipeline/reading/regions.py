@@ -90,7 +90,7 @@ class RegionReader:
         begin_s = time.monotonic()
         region = ahead.popleft().result()
         end_s = time.monotonic()
-        self._decoders.waited(end_s - begin_s, end_s)
+        self._decoders.note_wait(end_s - begin_s, end_s)
         return region
 
     def take_busy(self) -> dict[str, float]:

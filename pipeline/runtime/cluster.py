@@ -20,9 +20,9 @@ from pipeline.errors import InputError, Stopped
 
 # Carried to a cluster's workers. Ray writes the environment that it gives them into its logs and shows it on the
 # dashboard, so what may hold credentials goes another way, and is set before a worker's first task.
-_TOLD_PREFIX, _SECRET_PREFIX = "SEGMENTATION_", "AWS_"
+_PLAIN_PREFIX, _SECRET_PREFIX = "SEGMENTATION_", "AWS_"
 _WORKER_ENV = {
-    "OMP_WAIT_POLICY": "PASSIVE",  # spinning OpenMP threads beside another busy process cost 47 times
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads beside another busy process took 47 times as long
 }
 _REST_S = 0.03  # a step of the loop takes 1 to 2 ms, a block far longer than this to make
 _LOCAL_CPUS = 4  # each stage wants a CPU of its own: one or two deadlock
@@ -50,12 +50,13 @@ def connect(written: Iterable[str], *, shared_filesystem: bool = False, local_cp
             "log_to_driver": False,  # every actor start prints a harmless ERROR line (ray#53727)
         }
         if address:
-            told = {k: v for k, v in os.environ.items() if k.startswith(_TOLD_PREFIX)}
+            plain = {k: v for k, v in os.environ.items() if k.startswith(_PLAIN_PREFIX)}
             secret = {k: v for k, v in os.environ.items() if k.startswith(_SECRET_PREFIX)}
-            env = {"env_vars": {**_WORKER_ENV, **told}, "worker_process_setup_hook": _setting(secret)}
+            env = {"env_vars": {**_WORKER_ENV, **plain}, "worker_process_setup_hook": _environment_setter(secret)}
             ray.init(address=address, runtime_env=env, **options)
         else:
-            calm_threads()  # inherited: with a runtime environment Ray starts its workers only when they are asked for
+            # inherited by workers: with a runtime environment Ray starts them only when they are asked for
+            wait_passively()
             cpus = max(local_cpus, os.cpu_count() or 1)
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
         stop_on_sigterm()  # after ray.init, which sets a handler of its own
@@ -64,8 +65,9 @@ def connect(written: Iterable[str], *, shared_filesystem: bool = False, local_cp
     configure_data()
 
 
-def calm_threads() -> None:
-    """For the processes that this one starts."""
+def wait_passively() -> None:
+    """Let OpenMP threads of processes that start from now on (and of this one, before torch is loaded) wait without
+    spinning."""
     for name, value in _WORKER_ENV.items():
         os.environ.setdefault(name, value)
 
@@ -120,8 +122,9 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _setting(variables: dict[str, str]) -> Callable[[], None]:
-    """What each worker calls first. Ray keeps it, pickled by value, in the head's memory."""
+def _environment_setter(variables: dict[str, str]) -> Callable[[], None]:
+    """A function that sets these variables; every worker calls it first. Ray keeps it, pickled by value, in the head's
+    memory."""
 
     def set_variables() -> None:
         os.environ.update(variables)
@@ -130,7 +133,7 @@ def _setting(variables: dict[str, str]) -> Callable[[], None]:
 
 
 def cores_of_a_node() -> int:
-    """CPUs of the smallest node that has any: a predictor of so many threads fits everywhere."""
+    """CPUs of the smallest node that has any. A predictor with that many threads fits everywhere."""
     import ray
 
     if not os.environ.get("RAY_ADDRESS"):

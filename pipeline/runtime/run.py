@@ -29,8 +29,8 @@ REPLACED = "_replaced"  # what --overwrite replaces, until it is certain that th
 
 
 class Run:
-    """One run of one job in its output folder. Made by `open_run`; one that only looks (`look_at_run`) has no lease and
-    writes nothing."""
+    """One run of one job in its output folder. Made by `open_run`; one that is only inspected (`inspect_run`) has no
+    lease and writes nothing."""
 
     def __init__(
         self, output: str, job: str, record: dict[str, Any], lease: Lease | None, fresh: bool, config: Any = None
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def lease(self) -> Lease:
-        assert self._lease is not None, "this run is only looked at"
+        assert self._lease is not None, "a run that is only inspected has no lease"
         return self._lease
 
     @property
@@ -114,7 +114,7 @@ def open_run(
     saved as `_config.yaml`. Raises InputError, with the folder left as it was, where it holds another run or is
     leased to a live driver. On InputError from within, a fresh folder is emptied again.
     """
-    looked = look_at_run(output, job, result, overwrite=overwrite)
+    looked = inspect_run(output, job, result, overwrite=overwrite)
     output, record, fresh = looked.output, looked.record, looked.fresh
     made = _folders_to_make(output)
     try:
@@ -123,7 +123,7 @@ def open_run(
         _remove_empty(made)
         raise
     try:
-        _settle_replaced(output)
+        _recover_replaced(output)
         if overwrite:
             _replace(output)
         if fresh:
@@ -144,7 +144,7 @@ def open_run(
         lease.release()
 
 
-def look_at_run(output: str, job: str, result: dict[str, Any], *, overwrite: bool = False) -> Run:
+def inspect_run(output: str, job: str, result: dict[str, Any], *, overwrite: bool = False) -> Run:
     """The run as `open_run` would find or begin it, without a lease; nothing is written. Raises InputError like it."""
     refuse_relative_under_submit([output])
     output = storage.absolute(output)
@@ -223,7 +223,7 @@ def _restore(output: str) -> None:
     folders.remove_tree(replaced)
 
 
-def _settle_replaced(output: str) -> None:
+def _recover_replaced(output: str) -> None:
     """End an --overwrite that died: its own run had begun and stays, or else the old one comes back."""
     names = folders.list_names(output)
     if REPLACED in names:

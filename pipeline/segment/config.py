@@ -31,7 +31,7 @@ class SegmentConfig(ClusterOutputConfig, ReadConfig):
         "Only this share of them, such as 0.01; drawn by key, so it is the same pictures in every run.",
         group=INPUT,
     )
-    limit: int | None = option(None, "Only the first so many of them.", group=INPUT)
+    limit: int | None = option(None, "Only the first N of them.", group=INPUT)
     max_failure_rate: float = option(
         0.05,
         "Stop when a larger share of the regions fails (checked from 200 on and at the end; 1 = never).",

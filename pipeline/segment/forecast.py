@@ -23,7 +23,7 @@ from pipeline.errors import InputError
 from pipeline.reading.regions import RegionReader
 from pipeline.runtime import cluster
 from pipeline.runtime.progress import duration
-from pipeline.runtime.run import Run, look_at_run
+from pipeline.runtime.run import Run, inspect_run
 from pipeline.segment.config import SegmentConfig
 from pipeline.segment.predict_options import num_predictors, predict_options
 from pipeline.tables.increment import carried_ids
@@ -34,7 +34,7 @@ _PROBED = 8  # pictures
 
 def forecast(config: SegmentConfig, result: dict[str, Any]) -> str:
     """The text of `--dry-run`; `result` is what decides a run. Raises InputError wherever the run would."""
-    run = look_at_run(config.output, "segment", result, overwrite=config.overwrite)
+    run = inspect_run(config.output, "segment", result, overwrite=config.overwrite)
     if run.record.get("increment"):
         raise InputError(
             "an increment was interrupted half-way",

@@ -128,7 +128,7 @@ class _Job:
         self.counts = _Counts()
 
     def work(self) -> dict[str, Any]:
-        """Do what is pending, then once more what failed in passing, then publish, audit and sum up."""
+        """Do what is pending, retry what may have failed for a passing reason, then publish, audit and sum up."""
         ids = self.ids
         storage.write_json(self.run.at("labels.json"), self.label_set.to_json())
         done = self.sink.committed(self.manifest.num_rows)
@@ -140,8 +140,8 @@ class _Job:
             say(f"resuming: {before} of {ids.size} regions are committed, {int(pending.sum())} remain")
         try:
             self._work_off(pending, Progress("segment", ids.size, before))
-            self._once_more()
-            self._count_standing(ids)
+            self._retry_transient()
+            self._count_all(ids)
             self.counts.check(self.config.max_failure_rate)
         finally:
             failed = self.sink.publish_failed()
@@ -153,17 +153,17 @@ class _Job:
         statuses = {status: whole[status] for status in schema.STATUSES if whole[status]}
         return {"regions": int(ids.size), "ok": whole["ok"], "failed": failed, "statuses": statuses, "speed": speed}
 
-    def _once_more(self) -> None:
-        """One last pass over the regions whose failure may have been passing."""
-        passing = np.zeros(self.manifest.num_rows, bool)
+    def _retry_transient(self) -> None:
+        """One last pass over the regions whose failure may have been temporary."""
+        transient = np.zeros(self.manifest.num_rows, bool)
         for table in self.sink.failed():
-            transient = pa.compute.is_in(table["status"], pa.array(schema.TRANSIENT_STATUSES))
-            passing[table.filter(transient)["region_id"].to_numpy()] = True
-        if passing.any():
-            say(f"trying {int(passing.sum())} regions once more that failed in passing")
-            self._work_off(passing, Progress("once more", int(passing.sum())), again=True)
+            may_pass = pa.compute.is_in(table["status"], pa.array(schema.TRANSIENT_STATUSES))
+            transient[table.filter(may_pass)["region_id"].to_numpy()] = True
+        if transient.any():
+            say(f"trying {int(transient.sum())} regions again whose failure may have been temporary")
+            self._work_off(transient, Progress("retry", int(transient.sum())), again=True)
 
-    def _count_standing(self, ids: np.ndarray) -> None:
+    def _count_all(self, ids: np.ndarray) -> None:
         """The counts of the whole run, earlier drivers' work included."""
         self.counts = _Counts(examples=self.counts.examples)
         for table in self.sink.failed():
@@ -191,7 +191,7 @@ class _Job:
                         if self.counts.finished >= _RATE_LOOKED_AT_FROM:
                             self.counts.check(self.config.max_failure_rate)
         except ProcessDied:
-            say("a process that predicts has died; going on with Ray, which finds out what killed it")
+            say("a process that predicts has died; going on with Ray, which finds the picture that killed it")
             self.runner = self.runners.on_ray()
             progress.done = done
             self._work_off(pending & ~self.sink.committed(self.manifest.num_rows), progress, again)

@@ -2,7 +2,7 @@
 
 Where there is no cluster, Ray's start takes longer than a few hundred pictures do, and its processes take some of the
 cores. The same `Segmenter` predicts, and files go the same way to the sink. What kills or hangs one of these processes
-ends them all (`ProcessDied`); what is pending then goes over Ray, which finds the picture that did it.
+ends them all (`ProcessDied`). Ray then does what is left, and finds the picture that did it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Which regions kill or hang the process that predicts them: each costs its own row, not the job.
+"""Regions that kill or hang the process that predicts them: each costs its own row, not the job.
 
-Ray restarts a dead actor and gives it the same block again, for ever. So each block is announced before it is begun.
-One that was begun before and not ended is gone through with care: each region alone, announced before it is
-predicted. A region that was announced so and found again is guilty: it becomes a row with its reason. A block that
-nothing befalls costs one short call.
+Ray restarts a dead actor and gives it the same block again, for ever. So an actor registers each block before it begins
+it. A block that was begun before and not ended is repeated region by region, each registered before it is predicted. A
+region that is found registered then has ended its process: it becomes a row with the reason. A block without trouble
+costs one short call.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ MOST_DEVICE_FAILURES = 10
 
 
 class Quarantine:
-    """The register; one actor on the driver's node (`start_quarantine`)."""
+    """The register of blocks and regions under way; one actor on the driver's node (`start_quarantine`)."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, int] = {}  # first region id -> times begun and not ended
-        self._guilty: dict[int, str] = {}  # region id -> how its process ended
+        self._suspected: dict[int, str] = {}  # region id -> how its process ended
         self._device_failures = 0
         self._done = [0, 0]
         self._not_started: Exception | None = None
 
     def cannot_start(self, error: Exception) -> None:
-        """A predictor cannot be made at all, such as of a network that is not known."""
+        """Keep why no predictor can be made at all, such as of an unknown network."""
         self._not_started = error
 
     def why_not_started(self) -> Exception | None:
         return self._not_started
 
     def begin_block(self, block: int) -> bool:
-        """True where this block was begun before: go through it with care."""
+        """Register a block. True where it was begun before: to be repeated region by region."""
         self._blocks[block] = self._blocks.get(block, 0) + 1
         return self._blocks[block] > 1
 
@@ -46,25 +46,25 @@ class Quarantine:
         self._done = [self._done[0] + regions, self._done[1] + failed]
 
     def done(self) -> list[int]:
-        """Regions of the blocks that were ended so far, and how many of them failed; for showing."""
+        """Regions of all ended blocks, and how many of them failed; for progress."""
         return self._done
 
     def begin_region(self, region: int) -> str | None:
-        """How the process that predicted this region before ended; None for one that was not begun."""
-        before = self._guilty.get(region)
-        self._guilty.setdefault(region, "its process died while predicting it")
+        """Register a region. Returns how the process ended that predicted it before; None where there was none."""
+        before = self._suspected.get(region)
+        self._suspected.setdefault(region, "its process died while predicting it")
         return before
 
     def end_region(self, region: int) -> None:
-        self._guilty.pop(region, None)
+        self._suspected.pop(region, None)
 
     def hung(self, region: int, deadline_s: float) -> None:
-        self._guilty[region] = f"timeout: not predicted within {deadline_s:.0f} s"
+        self._suspected[region] = f"timeout: not predicted within {deadline_s:.0f} s"
 
     def device_failed(self, region: int | None) -> bool:
-        """The device failed, not the region. False when that has happened too often to go on."""
+        """Count a failure of the device, which is not the region's. False when there were too many to go on."""
         if region is not None:
-            self._guilty.pop(region, None)
+            self._suspected.pop(region, None)
         self._device_failures += 1
         return self._device_failures <= MOST_DEVICE_FAILURES
 

@@ -61,7 +61,7 @@ class Runners:
 
     def _here(self) -> ProcessRunner:
         cluster.stop_on_sigterm()
-        cluster.calm_threads()
+        cluster.wait_passively()
         cores = cluster.num_cores()
         predict = self._predict(0, cores, _in_a_process)
         predictors = num_predictors(self.config, predict.device, predict.threads, 0, cores)

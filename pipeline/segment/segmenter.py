@@ -49,11 +49,11 @@ class Segmenter:
     def __call__(self, table: pa.Table) -> pa.Table:
         self._watch.begin()
         block = table["region_id"][0].as_py() if table.num_rows else -1
-        careful = bool(self._ask("begin_block", block))
+        one_by_one = bool(self._ask("begin_block", block))
         by_place: dict[int, dict[str, Any]] = {}
         regions = enumerate(self._watch.waiting(self._regions(table)))
-        for places, batch in _batches(regions, 1 if careful else self.predictor.batch_size):
-            by_place |= zip(places, self._predict(batch, careful), strict=True)
+        for places, batch in _batches(regions, 1 if one_by_one else self.predictor.batch_size):
+            by_place |= zip(places, self._predict(batch, one_by_one), strict=True)
         rows = [by_place[place] for place in sorted(by_place)]
         results = result_table(rows, self.columns)
         self._ask("end_block", block, len(rows), sum(row["status"] != "ok" for row in rows))
@@ -62,27 +62,27 @@ class Segmenter:
                 self._watch.count(stage, seconds)
         return with_times(results, self._watch.end(len(rows)))
 
-    def _predict(self, batch: list[Region], careful: bool) -> list[dict[str, Any]]:
+    def _predict(self, batch: list[Region], one_by_one: bool) -> list[dict[str, Any]]:
         pictures = [region.pixels for region in batch if region.pixels is not None]
         first = batch[0].row["region_id"]
-        if careful and pictures and (before := self._ask("begin_region", first)):
+        if one_by_one and pictures and (before := self._ask("begin_region", first)):
             status = "timeout" if before.startswith("timeout") else "model_error"
             return [result_row(batch[0], None) | {"status": status, "error": before.removeprefix("timeout: ")}]
         megapixels = sum(p.shape[0] * p.shape[1] for p in pictures) / 1e6
         deadline_s = self._deadlines_s[0] + self._deadlines_s[1] * megapixels + self._prepare_s
-        self._watchdog.start(deadline_s, lambda: careful and self._ask("hung", first, deadline_s))
+        self._watchdog.start(deadline_s, lambda: one_by_one and self._ask("hung", first, deadline_s))
         try:
             with self._watch.measure("predict"):
                 predictions = iter(self.predictor.predict(pictures))
         except DeviceError as error:
             # records nothing: this process ends, and another predicts these rows
-            if not self._ask("device_failed", first if careful else None):
+            if not self._ask("device_failed", first if one_by_one else None):
                 raise
             print(f"the device failed, ending this process: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         finally:
             self._watchdog.stop()
-        if careful and pictures:
+        if one_by_one and pictures:
             self._ask("end_region", first)
         return [result_row(region, next(predictions) if region.pixels is not None else None) for region in batch]
 

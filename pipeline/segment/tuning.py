@@ -1,4 +1,4 @@
-"""How a forward pass is laid out: how many pictures, how many threads. Found at the start of a long run, then kept.
+"""The batch size and threads of a forward pass, found at the start of a long run and kept with it.
 
 Both can change a network's last bits.
 """
@@ -93,8 +93,7 @@ def probe(
 ) -> Tuning | None:
     """Batch size and threads for pictures of the commonest shape among these manifest rows; None if none can be read.
 
-    Threads are looked for where `cores` is above 1. Runs where the predictors will: on a worker with a device of the
-    run's.
+    Threads are tried where `cores` is above 1. To be called where the predictors will run, on the same kind of device.
     """
     from pipeline.models.checkpoint import load_checkpoint
     from pipeline.prediction.predictor import Predictor

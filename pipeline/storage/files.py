@@ -46,7 +46,7 @@ class Replaced(Exception):
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI and the path within it. Raises InputError for a protocol nobody knows."""
+    """The file system of a URI and the path within it. Raises InputError for an unknown protocol."""
     try:
         fs, path = fsspec.core.url_to_fs(os.path.expanduser(uri), **_options(uri))
     except (ValueError, ImportError) as error:
@@ -195,7 +195,7 @@ def put_if_absent(uri: str, data: bytes) -> bool:
 def reachable(uri: str) -> Iterator[None]:
     """While a source is opened or listed: InputError in place of what a store's client says where it cannot be reached.
 
-    So for a host that does not answer, a name that nobody knows, a refusal and missing credentials; other errors pass.
+    That is: no such host, no answer, access denied, no credentials. Other errors pass.
     """
     try:
         yield

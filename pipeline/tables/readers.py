@@ -1,7 +1,7 @@
 """The predictions of a segment run for other tools: an Arrow data set, a pandas frame, a torch data set.
 
 `predictions/` is plain Parquet, so whatever reads Parquet reads it; these only know where the files are, leave masks
-unread where nobody asks for them, and turn bytes into arrays where somebody does. docs/reading.md shows them in use.
+unread unless they are asked for, and then turn bytes into arrays. docs/reading.md shows them in use.
 """
 
 from __future__ import annotations

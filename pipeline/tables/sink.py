@@ -117,7 +117,7 @@ class Sink:
         count = 0
         for table in self.failed():
             name = f"failed-{self.attempt_uri.rsplit('/', 1)[-1]}-{uuid.uuid4().hex[:12]}.parquet"
-            # by way of the attempt, which whoever takes over removes: a driver that sleeps here commits nothing later
+            # by way of the attempt, which a driver that takes over removes: one that sleeps here commits nothing later
             _put_table(storage.join(self.attempt_uri, name), table)
             self._commit()
             storage.move(storage.join(self.attempt_uri, name), storage.join(self.predictions_uri, name))

@@ -72,7 +72,7 @@ class TrainConfig(ClusterOutputConfig, ReadConfig):
         0.1, "Share of the pictures held out for validation where no split is.", group=INPUT, low=0, high=0.9
     )
     epochs: int = option(30, "Passes over the training pictures.", group=SCHEDULE, low=1)
-    max_steps: int | None = option(None, "Stop after so many steps, whatever --epochs says.", group=SCHEDULE, low=1)
+    max_steps: int | None = option(None, "Stop after this many steps, whatever --epochs says.", group=SCHEDULE, low=1)
     batch_size: int = option(8, "Pictures in a step, over all workers.", group=SCHEDULE, low=1)
     num_workers: int = option(1, "Training workers, one GPU each where there are GPUs.", group=SPEED, low=1)
     crop: str = option("288,384", "HEIGHT,WIDTH of a training sample in px.", group=AUGMENTATION)

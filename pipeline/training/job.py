@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.catalog.job import manifest_of
 from pipeline.errors import Stopped
 from pipeline.labels import LabelSet, load_label_set
-from pipeline.runtime.cluster import calm_threads, connect, stop_on_sigterm
+from pipeline.runtime.cluster import connect, stop_on_sigterm, wait_passively
 from pipeline.runtime.progress import listed, say
 from pipeline.runtime.run import Run, open_run
 from pipeline.training.config import TrainConfig, check, decisive, model_name, model_options
@@ -28,8 +28,9 @@ __all__ = ["TrainConfig", "check_options", "train"]
 
 def train(config: TrainConfig) -> str:
     """Run the job. Returns the line that says where the result lies. Raises InputError, PipelineError or Stopped."""
-    crop, label_set, options = check_options(config)
     started_s = time.monotonic()
+    wait_passively()  # before torch is loaded, which the next line does
+    crop, label_set, options = check_options(config)
     with open_run(
         config.output,
         "train",
@@ -45,7 +46,6 @@ def train(config: TrainConfig) -> str:
             connect([config.output], shared_filesystem=config.shared_filesystem)
         else:
             stop_on_sigterm()
-            calm_threads()
         manifest = manifest_of(run, config.source, labels=config.labels)
         table, validation = select_rows(manifest, config)
         table, validation, class_pixels = _scan(run, config, table, validation, label_set, on_ray)

@@ -1,6 +1,6 @@
-"""Where a training run stands, told by its first worker and printed by the driver; and the way back: please stop.
+"""Progress of a training run from its workers to the driver, and a request to stop the other way.
 
-Workers of a cluster cannot print to the driver's terminal, so both meet at a small Ray actor.
+Workers of a cluster cannot print to the driver's terminal, so both talk to a small Ray actor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STOP_WAIT_S = 100.0  # what a stopped run may take for its last checkpoint (`ray
 
 
 class Monitor:
-    """The meeting place; runs as an actor on the driver's node (`start_monitor`)."""
+    """Holds the latest status and notes; runs as an actor on the driver's node (`start_monitor`)."""
 
     def __init__(self) -> None:
         self._state: dict[str, Any] = {}
@@ -25,17 +25,17 @@ class Monitor:
         self._stop = False
 
     def post(self, state: dict[str, Any], notes: list[str]) -> bool:
-        """A worker's news; True asks it to save and stop."""
+        """Keep a worker's status and notes. True asks it to save and stop."""
         self._state = state
         self._notes += notes
         return self._stop
 
     def add(self, notes: list[str]) -> None:
-        """Notes of the other workers."""
+        """Keep notes of another worker."""
         self._notes += notes
 
     def take(self) -> tuple[dict[str, Any], list[str]]:
-        """The latest state, and the notes that nobody has taken yet."""
+        """The latest status, and the notes since the last call."""
         notes, self._notes = self._notes, []
         return self._state, notes
 
@@ -49,7 +49,7 @@ def start_monitor() -> Any:
 
 
 def watch(work: Callable[[], object], monitor: Any) -> dict[str, Any]:
-    """Run `work` in a thread, print what the monitor says, pass a request to stop on. Returns the last news.
+    """Run `work` in a thread, print what the monitor holds, and pass on a request to stop. Returns the last status.
 
     Raises what `work` raises, and Stopped once the workers have saved what they had.
     """
@@ -67,15 +67,15 @@ def watch(work: Callable[[], object], monitor: Any) -> dict[str, Any]:
             done.set()
 
     line = ProgressLine()
-    news: dict[str, Any] = {}
+    status: dict[str, Any] = {}
 
     def look() -> None:
-        nonlocal news
-        news, notes = ray.get(monitor.take.remote())
+        nonlocal status
+        status, notes = ray.get(monitor.take.remote())
         for note in notes:
             line.note(note)
-        if news:
-            line.show(news["text"])
+        if status:
+            line.show(status["text"])
 
     threading.Thread(target=run, name="work", daemon=True).start()
     try:
@@ -91,10 +91,10 @@ def watch(work: Callable[[], object], monitor: Any) -> dict[str, Any]:
             late = f"nothing was saved within {STOP_WAIT_S:.0f} s"
             why = f"{type(failure[0]).__name__}: {failure[0]}" if failure else late
             line.note(f"no checkpoint at the stop, an earlier one stands: {why}")
-        step = f" at step {news['step']}" if news else ""
+        step = f" at step {status['step']}" if status else ""
         raise Stopped(f"stopped on request{step}; resume with the same command") from None
     finally:
         line.end()
     if failure:
         raise failure[0]
-    return news
+    return status

@@ -13,7 +13,7 @@ _OLDER_STATE = "_train/run"  # where version 0.1, which always trained on Ray, k
 
 
 def uses_ray(config: TrainConfig, run: Run | None = None) -> bool:
-    """Whether a run goes over Ray. Raises InputError for `local` where only Ray can do it.
+    """Whether a run uses Ray. Raises InputError for `local` where only Ray can do it.
 
     `auto` is Ray where there is a cluster, where there are several workers, and where a run of version 0.1 is resumed.
     """

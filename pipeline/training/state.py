@@ -1,7 +1,7 @@
 """What a resumed training run goes on from: OUTPUT/_train/state.pt, replaced whole.
 
 The first worker writes it, every worker of a resumed run reads it, on Ray as on one machine. `position.json` beside it
-holds the step alone, for whoever plans the samples without loading tensors; it is written last, so it is never ahead.
+holds the step alone, so that samples can be planned without loading tensors; it is written last, so it is never ahead.
 """
 
 from __future__ import annotations

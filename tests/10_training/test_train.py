@@ -147,6 +147,19 @@ def test_bad_input_leaves_nothing(ray_session: None, config: TrainConfig, change
     assert not Path(config.output).exists() or not list(Path(config.output).iterdir())
 
 
+def test_threads_wait_without_spinning(
+    config: TrainConfig, run_job: Callable[..., Finished], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As OpenMP itself says where it is loaded: what is set any later has no effect."""
+    monkeypatch.delenv("OMP_WAIT_POLICY")  # which the tests set for all they start
+    arguments = ["--source", config.source, "--output", config.output, "--label-set", config.label_set]
+    arguments += ["--crop", "32,32", "--batch-size", 2, "--max-steps", 1, "--model", "unet?width=0.1"]
+    done = run_job("train", *arguments, env={"OMP_DISPLAY_ENV": "VERBOSE"})
+    assert done.code == 0, done.stderr
+    spins = re.findall(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr)
+    assert spins and set(spins) == {"0"}, spins
+
+
 def test_labels_of_which_none_matches(ray_session: None, config: TrainConfig, tmp_path: Path) -> None:
     draw(tmp_path / "bare", "train", 2)
     for path in (tmp_path / "bare" / "trainannot").iterdir():

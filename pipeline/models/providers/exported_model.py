@@ -104,11 +104,11 @@ def _input_shape(program: Any, *, where: str) -> tuple[Any, ...]:
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     inputs = [values.get(name, name) for name in names]
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim != 4:
-        told = [f"{i.ndim}-d tensor" if isinstance(i, Tensor) else type(i).__name__ for i in inputs]
+        given = [f"{i.ndim}-d tensor" if isinstance(i, Tensor) else type(i).__name__ for i in inputs]
         raise InputError(
             "exported program takes other inputs",
             where=where,
-            found=", ".join(told) or "none",
+            found=", ".join(given) or "none",
             expected="one N x B x H x W",
         )
     if inputs[0].dtype != torch.float32:
@@ -145,8 +145,8 @@ def _logits(found: Any) -> Tensor:
     elif isinstance(found, (tuple, list)) and found:
         found = found[0]
     if not isinstance(found, Tensor) or found.ndim != 4 or not found.is_floating_point():
-        told = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise InputError("exported program gives no logits", found=told, expected=_either())
+        kind = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise InputError("exported program gives no logits", found=kind, expected=_either())
     return found
 
 

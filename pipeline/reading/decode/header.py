@@ -52,7 +52,7 @@ class Header:
 def read_header(data: bytes, *, max_pixels: int | None = None) -> Header:
     """Format, size, bands and number of frames of the picture in `data`, without decoding it.
 
-    Raises DecodeError where it is none, TooLarge above `max_pixels` (None: any size is told).
+    Raises DecodeError where it is none, TooLarge above `max_pixels` (None = no limit).
     """
     with open_picture(data, max_pixels=max_pixels) as image:
         width, height = image.size

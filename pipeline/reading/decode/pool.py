@@ -1,4 +1,4 @@
-"""Decoding processes, one more of them whenever decoding is what everything waits for."""
+"""A pool of decoding processes that grows while readers wait for it."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class DecodePool:
         finally:
             self._idle.put(child)
 
-    def waited(self, seconds: float, now_s: float) -> None:
-        """Somebody who reads waited so long for pixels; grows the pool where that is a good part of the time and
-        the decoders are busy."""
+    def note_wait(self, seconds: float, now_s: float) -> None:
+        """A reader waited for pixels for `seconds`, until `now_s` (monotonic). Adds a decoder where readers wait for a
+        good part of the time and the decoders are busy."""
         self._waited_s += seconds
         if not self._looked_s:
             self._look(now_s)

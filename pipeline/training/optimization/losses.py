@@ -82,7 +82,7 @@ def ohem_cross_entropy(
     of_truth = log_p.detach().gather(1, classes[:, None])[:, 0]
     hardness = torch.where(counts, -of_truth, -torch.inf).flatten()
     least = (counts.sum() * least_share).ceil().long().clamp(min=1)
-    # the `least`-th hardest pixel: a sort, so that nothing waits for the device to tell a number
+    # the `least`-th hardest pixel: a sort, so that nothing waits for the device
     bound = hardness.sort(descending=True).values[least - 1]
     hard = hardness.view_as(counts) >= torch.minimum(bound, -torch.tensor(threshold).log().to(bound))
     return _cross_entropy(log_p, classes, counts & hard, class_weights)

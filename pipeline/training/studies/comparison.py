@@ -1,6 +1,6 @@
 """What a sweep found beside what a paper published: two tables in Markdown.
 
-Figures are percent. `mean (least to most)` is over the seeds; a claim is looked at seed by seed, so that what a seed
+Figures are percent. `mean (least to most)` is over the seeds; a claim is compared seed by seed, so that what a seed
 does to both variants falls out.
 """
 

@@ -38,7 +38,7 @@ class SweepConfig(ClusterOutputConfig):
     backbone_weights: str | None = option(
         None, "Path or URI of the backbone's weights, for every variant; by default they are random.", group=NETWORK
     )
-    seeds: int | None = option(None, "Only the first so many of the study's seeds.", group=INPUT)
+    seeds: int | None = option(None, "Only the first N of the study's seeds.", group=INPUT)
     max_steps: int | None = option(None, "Steps of each training, over what the study says.", group=INPUT)
     parallel: int | None = option(None, "Trainings at a time (default: one for each core or GPU).", group=SPEED, low=1)
     device: str = option("auto", "Where to train.", group=SPEED, choices=("auto", "cpu", "cuda"))

@@ -1,4 +1,4 @@
-"""Many trainings by Ray Tune, so many at a time; each in a process of its own and a run of its own."""
+"""Many trainings by Ray Tune, several at a time, each in a process of its own and as a run of its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fit_all(trainings: dict[str, TrainConfig], scratch_uri: str, parallel: int) 
             storage_path=path,
             storage_filesystem=fs,
             verbose=0,
-            callbacks=[_News(len(trainings))],
+            callbacks=[_Report(len(trainings))],
         ),
     )
     found = tuner.fit()
@@ -56,7 +56,7 @@ def _trial(parameters: dict[str, Any]) -> dict[str, Any]:
     return {"name": parameters["name"], **{metric: metrics[metric] for metric in METRICS}}
 
 
-class _News(tune.Callback):
+class _Report(tune.Callback):
     """A line whenever a training has ended."""
 
     def __init__(self, total: int) -> None:

@@ -169,7 +169,7 @@ def _parser(config_class: type[Any], fields: dict[str, Any]) -> argparse.Argumen
     )
     groups = {title: parser.add_argument_group(title) for title in _group_order(fields)}
     for name, field in sorted(fields.items(), key=lambda item: not _is_required(item[1])):
-        group, text = groups[field.metadata["group"]], _help(field)
+        group, text = groups[_group(field)], _help(field)
         if not _is_bool(field):
             group.add_argument(flag(name), dest=name, metavar=_metavar(field), help=text)
         for value in (True, False) if _is_bool(field) else ():
@@ -185,21 +185,25 @@ def _parser(config_class: type[Any], fields: dict[str, Any]) -> argparse.Argumen
 
 def _group_order(fields: dict[str, Any]) -> list[str]:
     """Input, output and network first, speed and failures last."""
-    titles = dict.fromkeys(field.metadata["group"] for field in fields.values())
+    titles = dict.fromkeys(map(_group, fields.values()))
     ends = ([INPUT, OUTPUT, NETWORK], [SPEED, FAILURES])
     middle = [title for title in titles if title not in (*ends[0], *ends[1])]
     return [title for title in (*ends[0], *middle, *ends[1]) if title in titles]
 
 
+def _group(field: Any) -> str:
+    return str(field.metadata.get("group", "options"))  # of a plain field
+
+
 def _metavar(field: Any) -> str:
-    if field.metadata["choices"]:
+    if field.metadata.get("choices"):
         return "{" + ",".join(field.metadata["choices"]) + "}"
     kind = str(field.type).split(" |")[0]
     return {"int": "N", "float": "X", "dict[str, Any]": "'{NAME: VALUE}'"}.get(kind, "TEXT")
 
 
 def _help(field: Any) -> str:
-    text = str(field.metadata["help"]).replace("%", "%%")
+    text = str(field.metadata.get("help", "")).replace("%", "%%")
     if _is_required(field):
         return f"{text} (required)"
     if _is_bool(field):

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--backbone-weights")
     parser.add_argument("--seconds", type=float, default=90.0, help="of each measurement, after its warm-up")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--runners", default="local,ray")
+    parser.add_argument("--runners", default="processes,ray")
     parser.add_argument("--bare", help=argparse.SUPPRESS)  # this process is the bare loop
     options = parser.parse_args()
     if options.bare:

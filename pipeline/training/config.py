@@ -17,7 +17,7 @@ from pipeline.training.label_scan import CLASS_WEIGHTS
 from pipeline.training.optimization.schedules import SCHEDULES
 
 SCHEDULE, LOSS, AUGMENTATION = "schedule", "loss", "samples"  # groups of options
-RUNNERS = ("auto", "ray", "local")
+RUNNERS = ("auto", "processes", "ray")
 RESULT_VERSION = 1  # raised when the same options begin to train another network
 LOSS_NAMES = ("cross_entropy_dice", "cross_entropy", "dice", "focal", "ohem_cross_entropy")  # losses.LOSSES, unimported
 _DOWNLOADED = ("imagenet", "default")  # weights by name, not by file
@@ -112,8 +112,8 @@ class TrainConfig(ClusterOutputConfig, ReadConfig):
     device: str = option("auto", "Where to train.", group=SPEED, choices=("auto", "cpu", "cuda"))
     runner: str = option(
         "auto",
-        "On Ray, or local: one worker in the job's own process. auto is ray where RAY_ADDRESS names a cluster or there"
-        " are several workers.",
+        "On Ray, or in processes of this machine alone (one worker). auto is ray where RAY_ADDRESS names a cluster or"
+        " there are several workers.",
         group=SPEED,
         choices=RUNNERS,
     )

@@ -19,7 +19,7 @@ from pipeline.runtime.cluster import connect, stop_on_sigterm, wait_passively
 from pipeline.runtime.progress import listed, say
 from pipeline.runtime.run import Run, open_run
 from pipeline.training.config import TrainConfig, check, decisive, model_name, model_options
-from pipeline.training.placement import local_resources, ray_resources, uses_ray
+from pipeline.training.placement import process_resources, ray_resources, uses_ray
 from pipeline.training.samples.plan import SamplePlan
 from pipeline.training.selection import select_rows
 
@@ -125,7 +125,7 @@ def _fit(
         total_steps=min(steps, config.max_steps or steps),
         seed=config.seed,
     )
-    on_gpu, threads = ray_resources(config) if on_ray else local_resources(config)
+    on_gpu, threads = ray_resources(config) if on_ray else process_resources(config)
     spec = ModelSpec(
         *portable(model_name(config), options),
         label_set,
@@ -169,9 +169,9 @@ def _fit(
 
         status = train_on_ray(task, data, on_gpu=on_gpu, cpus=config.cpus_per_worker)
     else:
-        from pipeline.training.local_worker import train_here
+        from pipeline.training.process_worker import train_in_process
 
-        status = train_here(task, data, "cuda" if on_gpu else "cpu")
+        status = train_in_process(task, data, "cuda" if on_gpu else "cpu")
     if status.get("stopped") and status["step"] < plan.total_steps:
         raise Stopped(f"stopped on request at step {status['step']}; resume with the same command")
     history = storage.read_json(run.at("history.json"))

@@ -91,7 +91,6 @@ class _Loop:
             self.notes.append(f"resuming at step {self.first_step} of {total}")
         validation_steps = self._validation_steps()
         stream = self.worker.samples(self.first_step) if self.first_step < total else iter(())
-        self._report(force=True)
         while self.state.step < total:
             begin_s = time.monotonic()
             batch = next(stream, None)
@@ -103,7 +102,7 @@ class _Loop:
                 self.waited_since_s = time.monotonic()
             self._step(batch)
             validate = self.state.step in validation_steps
-            self._report()
+            self._report(force=self.state.step == self.first_step + 1)  # whoever waits sees that it has begun
             save, stop = self._decide()
             if validate:
                 self._validate()

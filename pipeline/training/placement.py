@@ -13,14 +13,16 @@ _OLDER_STATE = "_train/run"  # where version 0.1, which always trained on Ray, k
 
 
 def uses_ray(config: TrainConfig, run: Run | None = None) -> bool:
-    """Whether a run uses Ray. Raises InputError for `local` where only Ray can do it.
+    """Whether a run uses Ray. Raises InputError for `processes` where only Ray can do it.
 
     `auto` is Ray where there is a cluster, where there are several workers, and where a run of version 0.1 is resumed.
     """
     several = config.num_workers > 1
-    if config.runner == "local" and several:
+    if config.runner == "processes" and several:
         raise InputError(
-            "--runner local trains with one worker", found=f"--num-workers {config.num_workers}", todo="--runner ray"
+            "--runner processes trains with one worker",
+            found=f"--num-workers {config.num_workers}",
+            todo="--runner ray",
         )
     if config.runner != "auto":
         return config.runner == "ray"
@@ -53,7 +55,7 @@ def ray_resources(config: TrainConfig) -> tuple[bool, int]:
     return on_gpu, cpus
 
 
-def local_resources(config: TrainConfig) -> tuple[bool, int]:
+def process_resources(config: TrainConfig) -> tuple[bool, int]:
     """The same for the job's own process."""
     import torch
 

@@ -1,6 +1,6 @@
 """What surrounds the training loop in one process: its rank and device, its samples, its peers and its driver.
 
-`ray_worker` is one of several on a cluster, `local_worker` the only one, in the job's own process. The loop knows
+`ray_worker` is one of several on a cluster, `process_worker` the only one, in the job's own process. The loop knows
 neither.
 """
 

@@ -85,7 +85,7 @@ def test_two_workers_train_and_the_same_command_says_complete(ray_session: None,
 def test_ray_and_this_process_train_the_same_network(ray_session: None, config: TrainConfig) -> None:
     """Bit by bit: what a step does follows from its number, wherever it is done."""
     weights = []
-    for runner in ("ray", "local"):
+    for runner in ("ray", "processes"):
         config.runner, config.output = runner, f"{config.output}-{runner}"
         train(config)
         (file,) = Path(config.output, "last").glob("weights-*.safetensors")

@@ -91,7 +91,7 @@ def _training(
         {
             **values,
             "cpus_per_worker": threads,
-            "runner": "ray" if _on_cluster(config) else "local",
+            "runner": "ray" if _on_cluster(config) else "processes",
             "shared_filesystem": config.shared_filesystem,
             "single_writer": config.single_writer,
         },

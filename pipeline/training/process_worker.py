@@ -28,7 +28,7 @@ from pipeline.training.worker import Batch, Worker
 _CORES_PER_READER = 4  # decoding and augmenting a picture takes a few per cent of what a step on it takes a CPU
 
 
-class LocalWorker(Worker):
+class ProcessWorker(Worker):
     """The only worker. SIGTERM and Ctrl-C ask it to save and stop, a second one ends it at once."""
 
     rank = 0
@@ -86,9 +86,9 @@ class LocalWorker(Worker):
             self._line.end()
 
 
-def train_here(task: Task, data: TrainingData, device: str) -> dict[str, Any]:
+def train_in_process(task: Task, data: TrainingData, device: str) -> dict[str, Any]:
     """Train to the end, or to a request to stop, after which the state is saved. Returns the last status."""
-    worker = LocalWorker(data, torch.device(device))
+    worker = ProcessWorker(data, torch.device(device))
     with worker.stoppable():
         train_loop(task, worker)
     return worker.status

@@ -27,7 +27,7 @@ Match = Callable[[str], bool]
 
 @dataclass
 class Collection:
-    """A listing under way: iterate once. The counts are complete when the iteration is."""
+    """A listing, to be iterated once. Its counts are complete at the end of the iteration."""
 
     root: str
     entries: Iterator[Entry]

@@ -33,8 +33,10 @@ class Entry:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a name or folder on the way to a file says that it is none of the data: `.ipynb_checkpoints/`,
-    `__MACOSX/`, `._picture.jpg`. What lies above the collection's root does not count."""
+    """Whether a file is hidden, or lies in a hidden folder: `.ipynb_checkpoints/`, `__MACOSX/`, `._picture.jpg`.
+
+    `path` is relative to the collection's root; folders above it do not count.
+    """
     return any(part.startswith(".") or part in _NOT_DATA for part in path.split("/"))
 
 

@@ -106,7 +106,7 @@ class LabelFolders:
 
 
 def pair_within_folders(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Takes label files that lie in the pictures' own folder out of the stream and hangs them on their pictures.
+    """Pair label files that lie in the pictures' own folder with their pictures; they leave the stream.
 
     In path order all names that begin with a picture's stem follow it, so a picture waits only for those.
     """

@@ -81,7 +81,7 @@ class Manifest:
         return [storage.join(self.uri, part) for part in self.parts]
 
     def sampled(self, ids: np.ndarray, count: int) -> list[dict[str, Any]]:
-        """What is needed to read a region, of `count` of these ids, evenly spaced."""
+        """`count` of these ids, evenly spaced, as rows with what reading a region needs."""
         chosen = ids[np.linspace(0, ids.size - 1, min(count, ids.size)).astype(int)]
         columns = ["uri", "kind", "size_bytes", "version", "window", "frame"]
         rows: list[dict[str, Any]] = read_rows_at(list(self.units()), chosen, columns).to_pylist()

@@ -67,7 +67,7 @@ def _build(source: str, uri: str, labels: str | None, split: str | None, prefix:
 
 
 class ManifestWriter:
-    """Parquet parts of `ROWS_PER_PART` rows; counts and hashes what goes by."""
+    """Writes Parquet parts of `ROWS_PER_PART` rows, and counts and hashes the rows."""
 
     def __init__(self, uri: str, extra: list[pa.Field]) -> None:
         self.uri = storage.absolute(uri)

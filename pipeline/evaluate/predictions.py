@@ -33,7 +33,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What is to be scored. `fingerprint` is of the files' names and sizes: names are unique to the attempt."""
+    """The predictions to score. `fingerprint` is a hash of file names and sizes; names are unique to an attempt."""
 
     uri: str
     files: list[str]

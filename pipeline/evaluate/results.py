@@ -195,7 +195,7 @@ def table(metrics: dict[str, Any]) -> str:
 
 
 def notes(metrics: dict[str, Any]) -> list[str]:
-    """What is legal and surely not meant, in a sentence each: figures that say less than they seem to."""
+    """Sentences on figures that say less than they seem to: classes that do not occur in the labels, void labels."""
     absent = [name for name, row in metrics["per_class"].items() if not row["truth_pixels"]]
     count, found = len(metrics["per_class"]), []
     if not metrics["pixels"]:

@@ -33,7 +33,7 @@ GRID_PX = 32  # the deepest stride of any network here: tiles that start on it s
 
 
 class DeviceError(RuntimeError):
-    """The device is broken, not the picture: this process can predict nothing any more and should end."""
+    """The device has failed, not the picture: this process cannot predict any more and should end."""
 
 
 class Predictor:

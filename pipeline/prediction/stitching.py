@@ -21,7 +21,7 @@ from pipeline.prediction.tiling import Cut
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is known of one picture of H x W pixels and K classes.
+    """The prediction of one picture of H x W pixels and K classes.
 
     A pixel whose winning channel stands for no class has no prediction: the ignore value, in none of the figures.
     """

@@ -49,7 +49,7 @@ def main(
 
 
 def unwrap(error: BaseException) -> BaseException:
-    """The error of ours (or the first cause) within what Ray wrapped around it."""
+    """The PipelineError inside an error that Ray has wrapped; without one, the error itself."""
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:

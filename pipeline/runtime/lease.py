@@ -1,8 +1,8 @@
 """The lease on an output folder: at most one live driver commits to it.
 
-`_lease.json` names its owner and is renewed every 10 s. A newcomer takes it over at once when the owner is provably
-dead (same host, its process gone); when it cannot tell it waits 30 s: a beat in that time means the owner lives, none
-means it does not. An owner that finds its lease taken stops without committing.
+`_lease.json` names its owner and is renewed every 10 s. Another driver takes it over at once where the owner is
+certainly dead (same host, its process gone). Where that cannot be seen it waits 30 s: a renewal in that time means that
+the owner lives. An owner that finds its lease taken stops without committing.
 """
 
 from __future__ import annotations

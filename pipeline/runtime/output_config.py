@@ -9,7 +9,7 @@ from pipeline.runtime.options import OUTPUT, option
 
 @dataclass(kw_only=True)
 class OutputConfig:
-    """Whose an output folder is."""
+    """What a job may do to its output folder."""
 
     overwrite: bool = option(False, "Replace another run in the output folder.", group=OUTPUT)
     single_writer: bool = option(

@@ -15,7 +15,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # <malloc.h>
 
 
 def end_with_parent(parent: int) -> None:
-    """Let this process die with its parent, by whatever that dies, and leave Ctrl-C to it."""
+    """End this process when its parent ends, however that happens, and leave Ctrl-C to the parent."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
@@ -37,9 +37,9 @@ def keep_freed_memory(most_bytes: int = 1024 * MIB) -> None:
 
 
 def keep_pandas_out() -> None:
-    """Let pyarrow go without pandas in this process, where nothing asks for frames.
+    """Keep pyarrow from loading pandas in this process, which takes 0.2 s.
 
-    It loads pandas, which takes 0.2 s, before it makes an array of anything. A later `to_pandas()` loads it still.
+    Otherwise pyarrow loads it before it makes any array. A later `to_pandas()` still loads it.
     """
     import pyarrow as pa
 

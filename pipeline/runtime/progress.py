@@ -32,7 +32,7 @@ class ProgressLine:
             print(text, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that is not overwritten."""
         start = "\r\x1b[K" if self._terminal else ""
         print(f"{start}{text}", file=sys.stderr, flush=True)
 
@@ -116,7 +116,7 @@ class Progress:
             over.set()
 
     def close(self, note: str = "", done: int | None = None) -> None:
-        """The last line, which stays; `done` is the last word on how many are."""
+        """Print the last line, with `done` as the final count."""
         self.done = self.done if done is None else done
         elapsed_s = max(1e-9, time.monotonic() - self._begun_s)
         whole = f"{(self.done - self._begun_done) / elapsed_s:.1f}/s in all"
@@ -148,5 +148,5 @@ def listed(names: list[str], most: int = 20) -> str:
 
 
 def say(text: str) -> None:
-    """One line for the person who waits."""
+    """Print one line to stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -81,7 +81,7 @@ class Run:
         storage.write_json(self.at(SUCCESS), {"job": self.job, "finished": _now(), **summary})
 
     def reopen(self) -> None:
-        """Take the mark of completeness back, before anything else is changed."""
+        """Remove `_SUCCESS`, before anything else is changed."""
         if self._lease is None:
             return
         self.lease.check()

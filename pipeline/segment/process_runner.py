@@ -83,7 +83,7 @@ class ProcessRunner(Runner):
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 for future in done:
                     written = future.result()
-                    file_size.saw(written, (time.monotonic() - begun_s) * self.num_predictors)
+                    file_size.learn(written, (time.monotonic() - begun_s) * self.num_predictors)
                     yield written
         except BrokenProcessPool as error:
             raise ProcessDied(str(error)) from None

@@ -30,7 +30,7 @@ class RayRunner(Runner):
         for units, count in self.slices(pending):
             for written in self._written(units, pending, count, file_size.rows, attempt_uri):
                 yield written
-                file_size.saw(written, time.monotonic() - begun_s)
+                file_size.learn(written, time.monotonic() - begun_s)
 
     def predicted(self) -> list[int]:
         import ray

@@ -48,7 +48,7 @@ def has_pixels(table: pa.Table) -> bool:
 
 
 def unpack_pixels(table: pa.Table, watch: Stopwatch) -> Iterator[Region]:
-    """The regions of what `read_pixels` made, in order; what reading them took is counted on `watch`."""
+    """The regions in a table of `read_pixels`, in order. The time that reading took is added to `watch`."""
     table, blocks = without_times(table)
     for block in blocks:
         watch.count("fetch", block["fetch_s"])

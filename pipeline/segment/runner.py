@@ -33,7 +33,7 @@ SegmenterArguments = tuple[str, PredictOptions, ReadOptions, Columns]
 
 @dataclass(frozen=True)
 class WrittenFiles:
-    """One task's files, and what the blocks in them took."""
+    """The files of one task, with the times of the blocks in them."""
 
     files: Written
     blocks: list[dict[str, Any]]  # `timings.TIMES`
@@ -50,7 +50,7 @@ def write_files(table: pa.Table, attempt_uri: str) -> WrittenFiles:
 
 
 class FileSize:
-    """How many rows a file gets: as asked for, or by what was seen of earlier files.
+    """The number of rows of a file: as asked for, or from the sizes of earlier files.
 
     128 MiB or five minutes of work, and no more than fit into a worker's memory as they are before compression.
     """
@@ -60,7 +60,7 @@ class FileSize:
         self._asked, self._least = asked, max(1, 64 // planes)
         self._seen_rows = self._seen_bytes = self._seen_raw_bytes = 0
 
-    def saw(self, written: WrittenFiles, work_s: float) -> None:
+    def learn(self, written: WrittenFiles, work_s: float) -> None:
         """Learn from files that were written; `work_s`: since the first was begun, as if made one by one."""
         self._seen_rows += written.files.rows
         self._seen_bytes += written.files.size_bytes
@@ -93,13 +93,13 @@ class Runner(ABC):
 
     @property
     def columns_read(self) -> list[str]:
-        """Of the manifest."""
+        """The columns of the manifest that a segmenter needs."""
         names = [name for name in self.columns.results.names if name in self.manifest.columns]
         return list(dict.fromkeys([*names, "kind"]))
 
     @property
     def segmenter_arguments(self) -> SegmenterArguments:
-        """What a predictor's `Segmenter` is made with, wherever that runs."""
+        """The arguments of a predictor's `Segmenter`, wherever it runs."""
         read = read_options(self.config, self.num_predictors, self.num_cores)
         return storage.absolute(self.config.checkpoint), self.predict, read, self.columns
 

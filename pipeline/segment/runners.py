@@ -33,7 +33,7 @@ _PROBED = 8  # pictures
 
 @dataclass(frozen=True)
 class Runners:
-    """The ways from the pending rows of a run to files; `ids` are the regions of the whole run."""
+    """Makes the runner of a run; `ids` are the regions of the whole run."""
 
     config: SegmentConfig
     run: Run
@@ -47,7 +47,7 @@ class Runners:
         return result_columns(self.config, self.label_set, self.manifest, *fingerprints)
 
     def choose(self) -> Runner:
-        """The runner that fits; joins or starts Ray where that is the one of Ray."""
+        """The runner that `--runner` and the machine ask for. Joins or starts Ray where it needs Ray."""
         device = self.run.record.get("predict", {}).get("device", self.config.device)
         return self._here() if is_local(self.config, device) else self.on_ray()
 

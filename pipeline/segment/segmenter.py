@@ -29,7 +29,7 @@ _MOST_HELD_PX = 2**27  # of pictures that wait for others of their shape
 
 
 class Segmenter:
-    """The predictor actor: a table of manifest rows, with or without pixels, becomes one of results, row by row."""
+    """The predictor in a worker: a table of manifest rows -> a table of results, row by row."""
 
     def __init__(
         self, checkpoint: str, predict: PredictOptions, read: ReadOptions, columns: Columns, quarantine: Any = None

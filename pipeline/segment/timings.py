@@ -46,7 +46,7 @@ Item = TypeVar("Item")
 
 
 class Stopwatch:
-    """One actor's: `begin`, then `measure` and `waiting`, then `end` gives the block's times."""
+    """Times one actor's blocks: `begin`, then `measure` and `waiting`, then `end` returns the block's times."""
 
     def __init__(self) -> None:
         self._actor = uuid.uuid4().hex[:12]
@@ -192,7 +192,7 @@ class Timings:
 
 
 def describe(speed: dict[str, Any], price_per_hour: float | None) -> list[str]:
-    """What a person reads of a run's speed; a price of the whole cluster turns into money a million pictures."""
+    """A run's speed as lines of text; with the price of the whole cluster, the cost of a million pictures."""
     shares = ", ".join(f"{stage} {100 * share:.0f} %" for stage, share in speed["shares"].items() if share >= 0.005)
     state = "in steady state" if speed["steady"] else "warm-up included (too few to leave it out)"
     predictors = f"{speed['predictors']} predictor{'s' * (speed['predictors'] > 1)}"

@@ -27,7 +27,7 @@ _PASSES = 3  # the fastest counts
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was found, and by which pictures a second, of one predictor that has the machine to itself."""
+    """The best threads and batch size, and the pictures a second of each tried, of one predictor alone."""
 
     threads: int | None
     batch_size: int
@@ -35,7 +35,7 @@ class Tuning:
     by_batch_size: dict[int, float]
 
     def summary(self) -> str:
-        """One line for the person who waits."""
+        """The result as one line of text."""
         parts = [f"batch size {self.batch_size} ({_rates(self.by_batch_size)})"]
         if self.by_threads:
             parts.append(f"{self.threads} thread{'s' * (self.threads != 1)} a predictor ({_rates(self.by_threads)})")

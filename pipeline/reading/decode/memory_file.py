@@ -10,7 +10,7 @@ from pipeline.reading.decode.header import DecodeError
 
 
 def write(memory: int, data: memoryview) -> None:
-    """All of it, at the beginning of a memory file."""
+    """Write all of `data` at the beginning of a memory file."""
     at = 0
     while at < len(data):
         at += os.pwrite(memory, data[at:], at)

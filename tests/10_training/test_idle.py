@@ -16,7 +16,7 @@ import psutil
 from conftest import end, start_job, wait_until
 from light_and_dark import LABELS, draw_collection
 
-SETTLING_S, MEASURED_S = 12.0, 10.0
+SETTLING_S, MEASURED_S = 20.0, 10.0
 
 
 def cpu_seconds(pid: int) -> dict[tuple[int, str], float]:

@@ -8,6 +8,7 @@ Reading order:
     entry             one picture, and what its path says: kind and split
     collection        the pictures at a source, in path order
     label_files       the label file that belongs to a picture
+    table_columns     what the columns of a table of pictures mean, by their usual names
     picture_table     a table of pictures as a source
     inventory         an S3 Inventory as a source
     manifest          the manifest read: rows, counts, fingerprint, region keys

@@ -53,12 +53,16 @@ def list_collection(source: str, *, labels: str | None = None) -> Collection:
     source = source.rstrip("/") or "/"
     is_folder = folders.is_folder(source)
     if not is_folder and storage.exists(source):
-        root, name = posixpath.split(storage.absolute(source))
-        return list_files(root, folders.walk_files(root), labels=labels, match=lambda path: path == name)
+        file = storage.info(storage.absolute(source))
+        root = posixpath.dirname(file.uri)
+        return list_files(root, [file], labels=labels, match=lambda path: True, hidden_too=True)
     if not is_folder and any(mark in source for mark in "*?["):
         root, pattern = _split_glob(source)
         matches = re.compile(glob_translate(pattern)).match
-        return list_files(root, folders.walk_files(root), labels=labels, match=lambda path: bool(matches(path)))
+        asked_for = is_hidden(posixpath.dirname(pattern))
+        return list_files(
+            root, folders.walk_files(root), labels=labels, match=lambda path: bool(matches(path)), hidden_too=asked_for
+        )
     if not is_folder:
         raise InputError(
             "source does not exist",
@@ -70,16 +74,22 @@ def list_collection(source: str, *, labels: str | None = None) -> Collection:
 
 
 def list_files(
-    root: str, files: Iterable[FileInfo], *, labels: str | None = None, match: Match | None = None
+    root: str,
+    files: Iterable[FileInfo],
+    *,
+    labels: str | None = None,
+    match: Match | None = None,
+    hidden_too: bool = False,
 ) -> Collection:
-    """The pictures among files below `root` that come in path order; `match` chooses files in place of their suffix."""
+    """The pictures among files below `root` that come in path order; `match` chooses files in place of their suffix,
+    and with `hidden_too` also those in hidden folders."""
     collection = Collection(root, iter(()))
-    collection.entries = pair_within_folders(_entries(collection, files, labels, match))
+    collection.entries = pair_within_folders(_entries(collection, files, labels, match, hidden_too))
     return collection
 
 
 def _entries(
-    collection: Collection, files: Iterable[FileInfo], labels: str | None, match: Match | None
+    collection: Collection, files: Iterable[FileInfo], labels: str | None, match: Match | None, hidden_too: bool
 ) -> Iterator[Entry]:
     """Files -> entries with the label of the folder beside; label folders, hidden and foreign names are left out."""
     beside = LabelFolders(collection.root, labels)
@@ -88,8 +98,9 @@ def _entries(
             continue
         folder, name = posixpath.split(file.path)
         kind = kind_of(name)
-        # a glob takes every name that it matches, though not from folders that hide themselves
-        if is_hidden(folder) or (match is None and (kind is None or is_hidden(name))):
+        # a glob takes every name that it matches, though not from folders that hide themselves, nor a Mac's `._` files
+        hidden = not hidden_too and (is_hidden(folder) or name.startswith("._"))
+        if hidden or (match is None and (kind is None or is_hidden(name))):
             collection.skip(file.path)
             continue
         if match is None and beside.is_label_folder(folder):

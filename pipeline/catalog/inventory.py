@@ -46,7 +46,12 @@ class Inventory:
 
 def is_inventory(source: str) -> bool:
     """Whether a source is named like an inventory's `manifest.json`."""
-    return source.lower().endswith(".json") and not folders.is_folder(source)
+    if not source.lower().endswith(".json"):
+        return False
+    try:
+        return not folders.is_folder(source)
+    except PermissionError:  # a store that may be read, not listed
+        return True
 
 
 def list_inventory(source: str, *, prefix: str | None = None, labels: str | None = None) -> Collection:

@@ -10,6 +10,7 @@ import functools
 import posixpath
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -58,13 +59,13 @@ class LabelFolders:
 
     def _find(self, folder: str) -> str | None:
         if self._tree is not None:
-            forms = [storage.join(self._tree, form) if form else self._tree for form in _forms(folder)]
-            return forms[0] if len(forms) == 1 else next(filter(folders.is_folder, forms), forms[0])
-        for candidate in self._candidates(self._parts(folder)):
-            for form in _forms(candidate):
-                if self._exists(form):
-                    return self._base + form
-        return None
+            tree = self._tree.rstrip("/") + "/"
+            return tree + (_folder_of_this_look(tree, folder) or folder) if folder else self._tree
+        candidates = list(self._candidates(self._parts(folder)))
+        found = next(filter(self._exists, candidates), None)
+        if found is None:
+            found = next(filter(None, (_folder_of_this_look(self._base, candidate) for candidate in candidates)), None)
+        return None if found is None else self._base + found
 
     def _candidates(self, parts: list[str]) -> Iterator[str]:
         for i in reversed(range(len(parts))):
@@ -106,10 +107,12 @@ class LabelFolders:
 
 
 def pair_within_folders(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Pair label files that lie in the pictures' own folder with their pictures; they leave the stream.
+    """Pair label files that lie in the pictures' own folder with their pictures; they leave the stream."""
+    return _pair_by_look(_pair_by_bytes(entries))
 
-    In path order all names that begin with a picture's stem follow it, so a picture waits only for those.
-    """
+
+def _pair_by_bytes(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """In path order all names that begin with a picture's stem follow it, so a picture waits only for those."""
     held: list[Entry] = []  # in order
     open_stems: list[tuple[str, int]] = []  # nested prefixes: (path without suffix, place in held)
     for entry in entries:
@@ -126,6 +129,48 @@ def pair_within_folders(entries: Iterable[Entry]) -> Iterator[Entry]:
         open_stems.append((posixpath.splitext(entry.path)[0], len(held)))
         held.append(entry)
     yield from held
+
+
+def _pair_by_look(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The two forms of a name lie apart in path order: names that are not ASCII wait for the end of their folder."""
+    held: list[Entry] = []
+    folder = ""
+    for entry in entries:
+        if held and (not entry.path.startswith(folder) or len(held) > _MOST_HELD_BACK):
+            yield from _paired_by_look(held)
+            held.clear()
+        if not held:
+            folder, name = posixpath.split(entry.path)
+            folder += "/" if folder else ""
+            if name.isascii():
+                yield entry
+                continue
+        held.append(entry)
+    yield from _paired_by_look(held)
+
+
+def _paired_by_look(held: list[Entry]) -> list[Entry]:
+    """Entries in path order with the label files among them hung on the one picture that has the same name."""
+    alike: dict[str, list[int]] = defaultdict(list)  # stem -> places in held
+    labels: dict[str, list[int]] = defaultdict(list)  # stem of the picture that a name like x_mask belongs to -> places
+    for place, entry in enumerate(held):
+        stem, suffix = posixpath.splitext(_nfc(entry.path))
+        if entry.label_uri is None and not stem.isascii():
+            alike[stem].append(place)
+            if suffix.lower() in LABEL_SUFFIXES and _LABEL_NAME.search(stem):
+                labels[_LABEL_NAME.sub("", stem)].append(place)
+    for stem, places in alike.items():  # a grey or palette x.png beside x.jpg
+        if len(places) == 2 and stem not in labels:
+            labels[stem] = [place for place in places if _suffix(held[place].path) == ".png"]
+            if len(labels[stem]) == 1 and _is_grey_or_palette(held[labels[stem][0]].uri):
+                places.remove(labels[stem][0])
+    taken: set[int] = set()
+    for stem, found in labels.items():
+        if len(found) == 1 == len(alike[stem]) and found != alike[stem]:
+            (picture,) = alike[stem]
+            held[picture] = replace(held[picture], label_uri=held[found[0]].uri)
+            taken.add(found[0])
+    return [entry for place, entry in enumerate(held) if place not in taken]
 
 
 def _is_label_of(entry: Entry, stem: str, picture: Entry) -> bool:
@@ -147,6 +192,22 @@ def _is_grey_or_palette(uri: str) -> bool:
     return header[:8] == b"\x89PNG\r\n\x1a\n" and header[25] in (0, 3)
 
 
+def _folder_of_this_look(base: str, path: str) -> str | None:
+    """The one folder below `base` (ends in "/") that has this path in another Unicode form; None where none has."""
+    if path.isascii():
+        return None
+    found = ""
+    for part in path.split("/"):
+        names = [part]
+        if not part.isascii():
+            there = folders.list_names(base + found)
+            names = [part] if part in there else [name for name in there if _nfc(name) == _nfc(part)]
+        if len(names) != 1:
+            return None
+        found = posixpath.join(found, names[0])
+    return found if folders.is_folder(base + found) else None
+
+
 def _suffix(name: str) -> str:
     return posixpath.splitext(name)[1].lower()
 
@@ -161,8 +222,3 @@ def _label_stem(name: str) -> str:
 
 def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
-
-
-def _forms(path: str) -> list[str]:
-    """A path as it is, and in Unicode's other two forms where they differ."""
-    return list(dict.fromkeys([path, _nfc(path), unicodedata.normalize("NFD", path)]))

@@ -21,6 +21,7 @@ from pipeline.catalog import schema
 from pipeline.errors import InputError
 
 SUMMARY = "_manifest.json"
+_FILES = (".csv", ".tsv", ".parquet", ".json")  # sources that are one file
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,10 @@ def open_manifest(uri: str) -> Manifest | None:
             text = storage.read_json(storage.join(uri, SUMMARY))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except storage.AccessDenied:
+        if uri.lower().endswith(_FILES):  # a store that may not be listed says so of what is not there
+            return None
+        raise
     except ValueError as error:
         raise InputError("manifest is damaged", where=storage.join(uri, SUMMARY), found=error) from None
     if text.get("schema_version", 0) > schema.SCHEMA_VERSION:

@@ -1,10 +1,12 @@
-"""A table of pictures as a collection: a `.csv`, `.tsv` or `.parquet` file with a row for each picture.
+"""A table of pictures as a collection: a `.csv`, `.tsv` or `.parquet` file that names a picture in each row.
 
-The columns are known by their usual names (`ROLES`); every further column travels to the results.
+The columns are understood by their names (`table_columns`): the picture, and where they are there its label file and
+its split. Every further column travels to the results. Text may be separated by commas, semicolons or tabs.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import posixpath
@@ -18,88 +20,70 @@ from pipeline import storage
 from pipeline.catalog import schema
 from pipeline.catalog.collection import Collection
 from pipeline.catalog.entry import Entry, kind_of, split_of
+from pipeline.catalog.table_columns import OWN, is_picture_name, name_columns, text_columns
 from pipeline.errors import InputError
 from pipeline.storage import folders
 
-_SUFFIXES = (".csv", ".tsv", ".parquet")
-# What a column is, by the names that people give it (in any case). `path` and `uri` may both be there.
-ROLES: dict[str, tuple[str, ...]] = {
-    "path": ("path", "image", "img", "picture", "file", "file_name", "filename", "filepath", "file_path")
-    + ("image_path", "img_path"),
-    "uri": ("uri", "url", "image_uri", "image_url"),
-    "label": ("label", "label_uri", "label_path", "mask", "mask_path", "annotation", "segmentation"),
-    "split": ("split",),
-    "size_bytes": ("size_bytes",),
-    "version": ("version",),
-}
+SUFFIXES = (".csv", ".tsv", ".parquet")
+_DELIMITERS = (",", ";", "\t")
 
 
 def is_table(source: str) -> bool:
     """Whether a source is a table of pictures, by its suffix."""
-    return source.lower().endswith(_SUFFIXES) and not folders.is_folder(source)
+    if not source.lower().endswith(SUFFIXES):
+        return False
+    try:
+        return not folders.is_folder(source)
+    except PermissionError:  # a store that may be read, not listed
+        return True
 
 
 def list_table(source: str) -> Collection:
     """The pictures that a table names, in path order. Relative paths start at the table's folder.
 
-    Raises InputError for a table that cannot be read, has no column of pictures, or two for one role.
+    Raises InputError for a table that cannot be read or names no pictures.
     """
     try:
         data = storage.read_bytes(source)
     except FileNotFoundError:
         raise InputError("source does not exist", where=source) from None
     try:
-        if source.lower().endswith(".parquet"):
-            table = pq.read_table(pa.BufferReader(data))
-        else:
-            parsing = pyarrow.csv.ParseOptions(delimiter=_delimiter(data))
-            table = pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parsing)
+        table = pq.read_table(pa.BufferReader(data)) if source.lower().endswith(".parquet") else _read_text(data)
+    except UnicodeDecodeError as error:
+        raise InputError("table of pictures is not in UTF-8", where=source, found=error) from None
     except pa.ArrowInvalid as error:
         raise InputError("table of pictures cannot be read", where=source, found=error) from None
-    table = table.rename_columns(_by_role(table.column_names, source))
-    reserved = set(table.column_names) & (set(schema.predictions_schema().names) - {*ROLES})
+    table = name_columns(table, source)
+    reserved = set(table.column_names) & (set(schema.predictions_schema().names) - OWN)
     if reserved:
         raise InputError("table of pictures uses a reserved column", where=source, found=sorted(reserved))
-    extra = [field for field in table.schema if field.name not in ROLES]
+    extra = [field for field in table.schema if field.name not in OWN]
     root = posixpath.dirname(storage.absolute(source))
-    return Collection(root, _rows(table, root, [field.name for field in extra]), extra_fields=extra)
+    return Collection(root, _rows(table, source, root, [field.name for field in extra]), extra_fields=extra)
 
 
-def _by_role(names: list[str], source: str) -> list[str]:
-    """The column names, with the role in place of the name of each that has one."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        for role, usual in ROLES.items():
-            if name.strip().lower() in usual:
-                found.setdefault(role, []).append(name)
-    for role, columns in found.items():
-        # a column of the role's own name is meant; others beside it travel
-        columns = [name for name in columns if name == role] or columns
-        if len(columns) > 1:
-            raise InputError(
-                f"table of pictures has {len(columns)} columns that may be the {role}",
-                where=source,
-                found=", ".join(columns),
-                todo=f"rename the one that is meant to `{role}`",
-            )
-        found[role] = columns
-    if not {"path", "uri"} & set(found):
-        known = ", ".join([*ROLES["path"], *ROLES["uri"]])
-        raise InputError("table of pictures has no column of pictures", where=source, found=names, expected=known)
-    role_of = {columns[0]: role for role, columns in found.items()}
-    return [role_of.get(name, name) for name in names]
+def _read_text(data: bytes) -> pa.Table:
+    """A table of text, by the delimiter of its first line. Raises ArrowInvalid, UnicodeDecodeError."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # Excel's "Unicode text"
+        data = data.decode("utf-16").encode()
+    data = data.removeprefix(codecs.BOM_UTF8)
+    header = data.lstrip(b"\r\n").split(b"\n", 1)[0].decode().rstrip("\r")
+    columns = {delimiter: next(csv.reader([header], delimiter=delimiter), []) for delimiter in _DELIMITERS}
+    # a name of one column may hold a comma, so a known name counts more than how many there are
+    delimiter = max(_DELIMITERS, key=lambda mark: (any(map(is_picture_name, columns[mark])), len(columns[mark])))
+    texts = {name: pa.string() for name in text_columns(columns[delimiter])}
+    return pyarrow.csv.read_csv(
+        io.BytesIO(data),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=texts),
+    )
 
 
-def _delimiter(data: bytes) -> str:
-    """What stands between the columns: comma, semicolon or tab, by the header line."""
-    header = data.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode(errors="replace")
-    counts = {mark: len(next(csv.reader([header], delimiter=mark), [])) for mark in ",;\t"}
-    return max(counts, key=lambda mark: counts[mark])
-
-
-def _rows(table: pa.Table, root: str, extra: list[str]) -> Iterator[Entry]:
+def _rows(table: pa.Table, source: str, root: str, extra: list[str]) -> Iterator[Entry]:
     rows = table.to_pylist()
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
+        if not (row.get("uri") or row.get("path")):
+            raise InputError("a row of the table of pictures names no picture", where=source, found=f"row {number}")
         row["uri"] = _resolve(root, row.get("uri") or row["path"])
         path = row.get("path") or row["uri"].removeprefix(f"{root}/")
         row["path"] = path.split("://", 1)[-1].lstrip("/")
@@ -107,11 +91,12 @@ def _rows(table: pa.Table, root: str, extra: list[str]) -> Iterator[Entry]:
         size_bytes, version = row.get("size_bytes"), row.get("version")
         if size_bytes is None:
             try:
-                info = storage.info(row["uri"])
+                with storage.reachable(row["uri"]):
+                    info = storage.info(row["uri"])
                 size_bytes, version = info.size_bytes, info.version
-            except FileNotFoundError:
-                pass  # one missing picture fails as its own row later
-        label = row.get("label")
+            except (FileNotFoundError, InputError):
+                pass  # a picture that is missing or out of reach fails as its own row later
+        label = row.get("label_uri") or row.get("label")
         yield Entry(
             path=row["path"],
             uri=row["uri"],

@@ -24,7 +24,7 @@ from pipeline.evaluate.label_index import describe_truth, joins_by_path
 from pipeline.evaluate.predictions import Predictions
 from pipeline.evaluate.results import STATUS_TEXT, Results, headline, notes, table
 from pipeline.evaluate.scoring import STOP, Scoring
-from pipeline.labels import LabelSet, load_label_set
+from pipeline.labels import LabelSet, load_label_set, unknown_value
 from pipeline.runtime import cluster
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.run import Run, open_run
@@ -135,7 +135,7 @@ def _score(
     progress.close()
     if unknown:
         first = min(unknown, key=lambda found: found["uri"])
-        raise scoring.label_set.unknown_value(first["value"], first["pixels"], first["are_colors"], first["uri"])
+        raise unknown_value(scoring.label_set, first["value"], first["pixels"], first["are_colors"], first["uri"])
     return accumulator, num_labels
 
 

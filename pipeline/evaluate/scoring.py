@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.catalog import schema
 from pipeline.evaluate.accumulator import Accumulator
-from pipeline.evaluate.label_index import find_labels, key_of_path
+from pipeline.evaluate.label_index import find_labels, find_labels_by_path
 from pipeline.evaluate.predictions import Piece, read_rows
 from pipeline.labels import LabelSet
 from pipeline.metrics import ConfusionMatrix
@@ -109,8 +109,11 @@ def _with_labels(batches: Iterator[pa.RecordBatch], scoring: Scoring, index: pa.
         if scoring.split is not None:
             batch = batch.filter(pc.fill_null(pc.equal(batch["split"], scoring.split), False))
         rows = batch.to_pylist()
-        keys = [key_of_path(r["path"]) if scoring.by_path else bytes.fromhex(r["region_key"]) for r in rows]
-        for row, label_uri in zip(rows, find_labels(index, keys), strict=True):
+        if scoring.by_path:
+            labels = find_labels_by_path(index, [row["path"] for row in rows])
+        else:
+            labels = find_labels(index, [bytes.fromhex(row["region_key"]) for row in rows])
+        for row, label_uri in zip(rows, labels, strict=True):
             if label_uri is not None or not scoring.labelled_only:
                 yield row | {"label_uri": label_uri}
 

@@ -8,29 +8,41 @@ import yaml
 
 from pipeline import storage
 from pipeline.errors import InputError, nearest
-from pipeline.labels.label_set import LabelSet, voc_color
+from pipeline.labels.colors import voc_color
+from pipeline.labels.label_set import LabelSet
 
 
 def load_label_set(name_or_uri: str) -> LabelSet:
     """A built-in label set by name, or one from a YAML file (any URI that ends in .yaml, .yml or .json).
 
-    Raises InputError for a name that is none (the nearest is suggested) and for a file that is no label set.
+    A file with `like: camvid` in place of `classes` is that built-in set; its `remap`, `ignore` and `ignore_colors`
+    are added to the set's own. Raises InputError for a name that is none (the nearest is suggested) and for a file
+    that is no label set.
     """
     if not name_or_uri.lower().endswith((".yaml", ".yml", ".json")):
-        if name_or_uri in LABEL_SETS:
-            return LABEL_SETS[name_or_uri]
-        raise InputError(
-            f"no label set {name_or_uri!r}",
-            expected=f"one of {', '.join(sorted(LABEL_SETS))}, or a YAML file",
-            todo=nearest(name_or_uri, LABEL_SETS) or None,
-        )
+        return _built_in(name_or_uri, expected=", or a YAML file")
     try:
-        text = yaml.safe_load(storage.read_bytes(name_or_uri))
-    except (FileNotFoundError, IsADirectoryError):
+        with storage.reachable(name_or_uri):
+            text = yaml.safe_load(storage.read_bytes(name_or_uri))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise InputError("label set file does not exist", where=name_or_uri) from None
     except yaml.YAMLError as error:
         raise InputError("label set file is not YAML", where=name_or_uri, found=str(error)) from None
+    if isinstance(text, dict) and "like" in text:
+        base = _built_in(str(text.pop("like")), where=name_or_uri)
+        return base.like(text, where=name_or_uri)
     return LabelSet.from_json(text, where=name_or_uri)
+
+
+def _built_in(name: str, *, expected: str = "", where: object = None) -> LabelSet:
+    if name in LABEL_SETS:
+        return LABEL_SETS[name]
+    raise InputError(
+        f"no label set {name!r}",
+        where=where,
+        expected=f"one of {', '.join(sorted(LABEL_SETS))}{expected}",
+        todo=nearest(name, LABEL_SETS) or None,
+    )
 
 
 def _named(name: str, table: str, **kwargs: Any) -> LabelSet:

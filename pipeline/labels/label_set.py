@@ -7,13 +7,14 @@ colours that are. Every other value is unknown, which is bad input: it is counte
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.errors import InputError, nearest
-from pipeline.labels.void_colors import VOID_COLORS, Color
+from pipeline.labels.colors import TRANSPARENT, Color, pack, pack_pixels, parse_color, voc_color
+from pipeline.labels.void_colors import VOID_COLORS
 
 IGNORE = 255
 IGNORE_WIDE = 65535
@@ -71,6 +72,15 @@ class LabelSet:
                 expected=f"class ids 0..{len(self.names) - 1}",
             )
 
+        both = [color for color in self.void_colors or () if color in self.colors and not self._known_void]
+        if both:
+            raise InputError(
+                f"label set has {list(both[0])} among its `ignore_colors`, and it is a class's colour",
+                where=self.name,
+                found=f"class {self.names[self.colors.index(both[0])]!r}",
+                todo="give each class its `color`, or take the colour out of `ignore_colors`",
+            )
+
     @property
     def num_classes(self) -> int:
         return len(self.names)
@@ -85,46 +95,50 @@ class LabelSet:
         """The value of a class map that means "no truth" or, in a mask, "no prediction"."""
         return IGNORE if self.mask_dtype == "uint8" else IGNORE_WIDE
 
+    @property
+    def raw_ids(self) -> dict[int, int]:
+        """Raw value -> class id, of label files that hold numbers."""
+        return self.remap or {i: i for i in range(self.num_classes)}
+
     def encode(self, raw: np.ndarray) -> Encoded:
         """Raw label values -> class ids (H x W of `mask_dtype`, `ignore_value` where a pixel is void or unknown).
 
-        `raw` is H x W of integers, or H x W x 3 of colours. Raises InputError for colours where two classes share one.
+        `raw` is H x W of integers, or H x W x 3 or 4 of colours. A transparent pixel (alpha 0) is void unless its
+        colour is a class's. Raises InputError for colours where two classes share one.
         """
         are_colors = raw.ndim == 3
-        values = _pack_colors(raw) if are_colors else raw
-        known = self._color_ids() if are_colors else self._raw_ids()
-        voids = {_packed(color) for color in self.void_colors or ()} if are_colors else set(self.ignore)
+        values = pack_pixels(raw) if are_colors else raw
+        known = self._color_ids() if are_colors else self.raw_ids
+        voids = {pack(color) for color in self.void_colors or ()} if are_colors else set(self.ignore)
         present, inverse = _unique(values)
         to_class = np.full(len(present), self.ignore_value, dtype=self.mask_dtype)
         unknown: dict[int, int] = {}
         void: dict[int, int] = {}
-        for position, (value, pixels) in enumerate(zip(*present.T, strict=True) if len(present) else ()):
-            if int(value) in known:
-                to_class[position] = known[int(value)]
-            elif int(value) in voids or (are_colors and self.ignore_other_colors):
-                void[int(value)] = int(pixels)
+        for position, (value, pixels) in enumerate(present.tolist()):
+            seen = value & ~TRANSPARENT if are_colors else value
+            if seen in known:
+                to_class[position] = known[seen]
+            elif seen != value or seen in voids or (are_colors and self.ignore_other_colors):
+                void[seen] = void.get(seen, 0) + pixels
             else:
-                unknown[int(value)] = int(pixels)
+                unknown[seen] = pixels
         return Encoded(to_class[inverse].reshape(values.shape), unknown, void, are_colors)
 
-    def unknown_value(self, value: int, pixels: int, are_colors: bool, where: object) -> InputError:
-        """The error for a value of a label file that is neither a class nor void."""
-        if are_colors:
-            color = [value >> 16, (value >> 8) & 255, value & 255]
-            return InputError(
-                "label colour outside the label set",
-                where=where,
-                found=f"colour {color} in {pixels} pixels",
-                expected=f"the colours of label set {self.name!r}",
-                todo=f"give the right --label-set, or a YAML file of it in which {color} stands under `ignore_colors`"
-                " (or with `ignore_other_colors: true`)",
-            )
-        return InputError(
-            "label value outside the label set",
-            where=where,
-            found=f"value {value} in {pixels} pixels",
-            expected=f"{self._expected()} ({self.name})",
-            todo="give the right --label-set, or add the value to its `remap` or `ignore`",
+    def like(self, changes: dict[str, Any], where: object = "label set") -> LabelSet:
+        """This label set with more raw values known: `remap`, `ignore` and `ignore_colors` add to its own.
+
+        A value that `changes` remaps is no longer void. Raises InputError as `from_json` does.
+        """
+        if "classes" in changes:
+            raise InputError("a label set is `like` another one or has `classes` of its own", where=where)
+        given = LabelSet.from_json({"ignore": [], **changes, "classes": self.to_json()["classes"]}, where)
+        return replace(
+            self,
+            name=str(changes.get("name", self.name)),
+            remap={**self.raw_ids, **given.remap} if given.remap else self.remap,
+            ignore=tuple(v for v in dict.fromkeys((*self.ignore, *given.ignore)) if v not in given.remap),
+            void_colors=tuple(dict.fromkeys((*(self.void_colors or ()), *(given.void_colors or ())))),
+            ignore_other_colors=self.ignore_other_colors or given.ignore_other_colors,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -169,26 +183,23 @@ class LabelSet:
                         todo="keep the file's own values under `remap`",
                     )
                 names.append(str(entry["name"]))
-                red, green, blue = entry.get("color") or voc_color(i)
-                colors.append((int(red), int(green), int(blue)))
+                colors.append(parse_color(entry.get("color") or voc_color(i)))
             remap = {int(raw): int(to) for raw, to in (text.get("remap") or {}).items()}
             ignore = text.get("ignore", [IGNORE])
             ignore = tuple(int(v) for v in (ignore if isinstance(ignore, (list, tuple)) else [ignore]))
             void_colors = text.get("ignore_colors")
             if void_colors is not None:
-                void_colors = tuple((int(red), int(green), int(blue)) for red, green, blue in void_colors)
+                void_colors = tuple(map(parse_color, void_colors))
+            others = text.get("ignore_other_colors", False)
+            if not isinstance(others, bool):
+                raise ValueError(f"ignore_other_colors is {others!r}, not true or false")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError("not a label set", where=where, found=f"{type(error).__name__}: {error}") from None
-        name, others = str(text.get("name", "unnamed")), bool(text.get("ignore_other_colors", False))
+        name = str(text.get("name", "unnamed"))
         return cls(name, tuple(names), tuple(colors), remap, ignore, void_colors, others)
 
-    def _raw_ids(self) -> dict[int, int]:
-        if self.remap:
-            return self.remap
-        return {i: i for i in range(self.num_classes)}
-
     def _color_ids(self) -> dict[int, int]:
-        ids = {_packed(color): i for i, color in enumerate(self.colors)}
+        ids = {pack(color): i for i, color in enumerate(self.colors)}
         if len(ids) < len(self.colors):
             first, second = next(
                 (self.names[i], self.names[j])
@@ -208,17 +219,6 @@ class LabelSet:
     def _known_void(self) -> bool:
         return self.void_colors == VOID_COLORS.get(self.name, ())
 
-    def _expected(self) -> str:
-        """The raw values that are known, as `0..10, 255`."""
-        known = sorted({*(self.remap or range(self.num_classes)), *self.ignore})
-        runs: list[list[int]] = []
-        for value in known:
-            if runs and value == runs[-1][1] + 1:
-                runs[-1][1] = value
-            else:
-                runs.append([value, value])
-        return ", ".join(str(low) if low == high else f"{low}..{high}" for low, high in runs)
-
 
 def _unique(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n x 2: value, pixels) and the index of each pixel's value among them; a lookup table for small values."""
@@ -230,22 +230,3 @@ def _unique(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.stack([present, pixels[present]], axis=1), place[values.ravel()]
     present, inverse, pixels = np.unique(values, return_inverse=True, return_counts=True)
     return np.stack([present, pixels], axis=1), inverse.ravel()
-
-
-def _packed(color: Color) -> int:
-    """A colour as 0xRRGGBB."""
-    return (color[0] << 16) | (color[1] << 8) | color[2]
-
-
-def _pack_colors(raw: np.ndarray) -> np.ndarray:
-    red, green, blue = (raw[..., band].astype(np.int32) for band in range(3))
-    return (red << 16) | (green << 8) | blue
-
-
-def voc_color(i: int) -> Color:
-    """The PASCAL VOC colour of id i: bits of the id spread over the three channels, distinct for 256 ids."""
-    color = [0, 0, 0]
-    for bit in range(8):
-        for band in range(3):
-            color[band] |= ((i >> (3 * bit + band)) & 1) << (7 - bit)
-    return (color[0], color[1], color[2])

@@ -1,6 +1,6 @@
 """The colours that mean "no class" in the colour label files of known data sets, by the name of the label set."""
 
-Color = tuple[int, int, int]
+from pipeline.labels.colors import Color
 
 VOID_COLORS: dict[str, tuple[Color, ...]] = {
     "camvid": ((0, 0, 0),),

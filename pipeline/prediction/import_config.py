@@ -64,8 +64,7 @@ def pixels(config: ImportConfig) -> dict[str, Any]:
         raise InputError(
             "--mean and --std are missing",
             where=config.model,
-            todo="give what the network was trained with (0,0,0 and 1,1,1 where it normalises itself):"
-            " nothing says so",
+            todo="give what the network was trained with (0,0,0 and 1,1,1 where it normalises itself): nothing says so",
         )
     size: Any = known.get("input_size")
     if config.input_size is not None:

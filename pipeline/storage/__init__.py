@@ -8,6 +8,7 @@ Reading order:
 """
 
 from pipeline.storage.files import (
+    AccessDenied,
     FileInfo,
     Replaced,
     absolute,
@@ -32,6 +33,7 @@ from pipeline.storage.files import (
 )
 
 __all__ = [
+    "AccessDenied",
     "FileInfo",
     "Replaced",
     "absolute",

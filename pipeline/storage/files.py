@@ -27,7 +27,8 @@ _UNREACHABLE = {
     *("ConnectionError", "TimeoutError", "gaierror", "PermissionError"),
     *("ClientConnectorError", "ClientResponseError", "ServerTimeoutError", "InvalidURL"),
     *("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "HTTPClientError"),
-    *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"),
+    *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"),
+    "ParamValidationError",  # no name of a bucket
 }
 
 
@@ -39,6 +40,10 @@ class FileInfo:
     path: str
     size_bytes: int
     version: str
+
+
+class AccessDenied(InputError):
+    """The store answers, and does not give what was asked for; of what is not there a store may say the same."""
 
 
 class Replaced(Exception):
@@ -203,10 +208,12 @@ def reachable(uri: str) -> Iterator[None]:
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if is_local(uri) or not kinds & _UNREACHABLE:
             raise
-        denied = isinstance(error, PermissionError) or "Credentials" in type(error).__name__
+        refused = getattr(error, "status", None) in (401, 403)  # aiohttp's
+        denied = refused or isinstance(error, PermissionError) or "Credentials" in type(error).__name__
         todo = "check the credentials, or set AWS_NO_SIGN_REQUEST=YES for a public bucket" if denied else None
         found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError(
+        kind = AccessDenied if denied else InputError
+        raise kind(
             "access is denied" if denied else "cannot be reached",
             where=uri,
             found=found,

@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import InputError
-from pipeline.labels import LabelSet
+from pipeline.labels import LabelSet, in_file, unknown_value
 from pipeline.reading.regions import ReadOptions, Region, RegionReader
 from pipeline.runtime.progress import listed
 
 CLASS_WEIGHTS = ("none", "log", "sqrt", "inverse")
 _KEPT = 10_000  # names of unreadable files
+_VALUES = 256  # the commonest void values; with `ignore_other_colors` there may be millions
 _COLUMNS = ["region_id", "path", "uri", "label_uri"]
 
 
@@ -52,7 +53,7 @@ class LabelScan:
         self.files += other.files
         self.unreadable += other.unreadable[: max(0, _KEPT - len(self.unreadable))]
         self.unreadable_ids += other.unreadable_ids
-        self.void = dict(Counter(self.void) + Counter(other.void))
+        self.void = dict((Counter(self.void) + Counter(other.void)).most_common(_VALUES))
 
 
 def scan_labels(table: pa.Table, label_set: LabelSet, options: ReadOptions, *, on_ray: bool) -> LabelScan:
@@ -94,9 +95,18 @@ def require_every_class(scan: LabelScan, label_set: LabelSet, where: str) -> Non
             where=where,
             found=f"pixels of {present} class{'es' * (present != 1)}, and {_values(scan)}",
             expected=f"every class of label set {label_set.name!r}",
-            todo="give the --label-set that fits these files (which says what a value stands for under `remap`), or"
-            " --allow-absent-classes if that is meant",
+            todo=f"{_remedy(scan, label_set)}, or --allow-absent-classes if that is meant",
         )
+
+
+def _remedy(scan: LabelScan, label_set: LabelSet) -> str:
+    """What to do about absent classes: where one void number occurs and one class does not, it may stand for that."""
+    absent = [i for i, pixels in enumerate(scan.class_pixels) if not pixels]
+    value = next(iter(scan.void), "")
+    if len(absent) == 1 == len(scan.void) and value.isdigit():
+        lines = in_file(label_set, remap=int(value), to=absent[0])
+        return f"if {value} stands for {label_set.names[absent[0]]}, give a --label-set of {lines}"
+    return "give the --label-set that fits these files (which says what a value stands for under `remap`)"
 
 
 def _values(scan: LabelScan) -> str:
@@ -139,14 +149,14 @@ def _count(regions: Iterable[Region], label_set: LabelSet) -> LabelScan:
             continue
         if region.labels.unknown:
             value, pixels = min(region.labels.unknown.items())
-            raise label_set.unknown_value(value, pixels, region.labels.are_colors, region.row["label_uri"])
+            raise unknown_value(label_set, value, pixels, region.labels.are_colors, region.row["label_uri"])
         counts = np.bincount(region.truth.ravel(), minlength=label_set.ignore_value + 1)
         sums += counts[: label_set.num_classes]
         scan.ignored_pixels += int(counts[label_set.ignore_value])
         for value, pixels in region.labels.void.items():
             void[f"#{value:06x}" if region.labels.are_colors else str(value)] += pixels
         scan.files += 1
-    scan.class_pixels, scan.void = sums.tolist(), dict(void)
+    scan.class_pixels, scan.void = sums.tolist(), dict(void.most_common(_VALUES))
     return scan
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 from conftest import Finished, free_port
@@ -128,3 +129,70 @@ def test_a_source_that_cannot_be_reached(job: str, tmp_path: Path, run_job: Call
     assert refused.code == 2, refused.stderr
     assert refused.error.startswith(f"error: cannot be reached: {source}") and "ClientConnector" in refused.error
     assert not output.exists()
+
+
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+
+
+@pytest.fixture
+def unlisted(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A store that gives what is named and denies all else: listings, and what is not there. Its endpoint."""
+    files = {"/public/list.csv": b"uri\ns3://public/a.jpg\ns3://public/gone.jpg\n", "/public/a.jpg": b"abc"}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            body = files.get(self.path.split("?")[0], DENIED)
+            self.send_response(403 if body is DENIED else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", '"e"')
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    variables = {
+        "ENDPOINT_URL": endpoint,
+        "ACCESS_KEY_ID": "a",
+        "SECRET_ACCESS_KEY": "b",
+        "DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield endpoint
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_table_is_read_where_the_bucket_may_not_be_listed(
+    unlisted: str, tmp_path: Path, run_job: Callable[..., Finished]
+) -> None:
+    """As of many public buckets. What cannot be had of it fails as its own row later."""
+    for number, source in enumerate(("s3://public/list.csv", f"{unlisted}/public/list.csv")):
+        done = run_job("manifest", "--source", source, "--output", tmp_path / f"m{number}")
+        assert done.code == 0 and done.stdout.startswith("2 pictures"), done.stderr
+        rows = pq.read_table(tmp_path / f"m{number}" / "part-00000.parquet").to_pylist()
+        assert [(row["uri"], row["size_bytes"]) for row in rows] == [
+            ("s3://public/a.jpg", 3),
+            ("s3://public/gone.jpg", None),
+        ]
+
+
+def test_what_a_store_denies_is_said_to_be_denied(
+    unlisted: str, tmp_path: Path, run_job: Callable[..., Finished]
+) -> None:
+    for source in ("s3://public/drive", "s3://public/*.jpg", f"{unlisted}/public/"):
+        refused = run_job("manifest", "--source", source, "--output", tmp_path / "m")
+        assert refused.code == 2 and refused.error.startswith(f"error: access is denied: {source.rstrip('/')}")
+    refused = run_job("manifest", "--source", "s3://No_Bucket!/x", "--output", tmp_path / "m")
+    assert refused.code == 2 and "Invalid bucket name" in refused.error
+    assert not (tmp_path / "m").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from light_and_dark import LABELS, draw_collection
 from PIL import Image
 
 from pipeline.errors import InputError
-from pipeline.labels import ROADS, VOC, LabelSet
+from pipeline.labels import ROADS, VOC, LabelSet, load_label_set
 from pipeline.reading.regions import ReadOptions
 from pipeline.training.label_scan import LabelScan, require_every_class, require_labels, scan_labels
 
@@ -62,6 +63,28 @@ def test_an_unknown_value_ends_the_run(ray_session: None, collection: Path, on_r
     Image.fromarray(wrong).save(collection / "trainannot" / "004.png")
     with pytest.raises(InputError, match=r"004\.png.*value 9 in 144 pixels.*0\.\.1, 255"):
         scan_labels(labels_of(collection / "trainannot"), LABELS, OPTIONS, on_ray=on_ray)
+
+
+def test_masks_of_0_and_255_and_the_advice_for_them(tmp_path: Path) -> None:
+    mask = np.zeros((4, 4), np.uint8)
+    mask[0] = 255
+    table = save(tmp_path / "masks", mask, mask)
+    with pytest.raises(InputError, match="1 of 2 classes.*road.*255 taken for void in 8 pixels") as caught:
+        require_every_class(scan_labels(table, ROADS, OPTIONS, on_ray=False), ROADS, "masks")
+    lines = re.findall("`([^`]+)`", str(caught.value))
+    (tmp_path / "labels.yaml").write_text("\n".join(lines))
+    mended = load_label_set(str(tmp_path / "labels.yaml"))
+    scan = scan_labels(table, mended, OPTIONS, on_ray=False)
+    assert scan.class_pixels == [24, 8] and not scan.void
+    require_every_class(scan, mended, "masks")
+
+
+def test_void_values_without_number_are_bounded(tmp_path: Path) -> None:
+    """As in colour labels that were saved as JPEG."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    label_set = LabelSet("two", ("a", "b"), ((1, 1, 1), (2, 2, 2)), ignore_other_colors=True)
+    scan = scan_labels(save(tmp_path / "masks", noise, noise[::-1] // 2), label_set, OPTIONS, on_ray=False)
+    assert scan.ignored_pixels > 8000 and len(scan.void) <= 256
 
 
 def test_void_colours_of_colour_files(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 
 def decode_label(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The raw values of a label picture: H x W of uint8, uint16 or int32, or H x W x 3 uint8 where it holds colours.
+    """The raw values of a label picture: H x W of uint8, uint16 or int32, or H x W x 3 uint8 where it holds colours
+    (H x W x 4, with alpha, where some of it is transparent).
 
     Palette indices stay indices, values of any depth stay what is stored. Raises as `decode` does, and DecodeError
     for values that are not whole numbers.
@@ -60,6 +61,8 @@ def decode_label(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             values = _whole_numbers(np.array(image))
         else:
             values = _to_rgb(image)
+            if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] == 0:
+                values = np.dstack([values, np.array(image.getchannel("A"))])
         return _turned(values, turn)
 
 

@@ -28,7 +28,7 @@ from typing import Any
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "benchmarks")]
 
-PARTS = {"networks": 75, "memory": 45, "predictor": 150, "segment": 90, "training": 100}  # seconds each may take
+PARTS = {"networks": 60, "memory": 30, "predictor": 110, "segment": 120, "training": 130}  # seconds each may take
 
 
 def main() -> None:
@@ -102,10 +102,9 @@ def read(folder: Path) -> dict[str, Any]:
 def machine(device: str) -> dict[str, Any]:
     import torch
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, capture_output=True, text=True)
     about = {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
         "torch": torch.__version__,
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -114,6 +113,15 @@ def machine(device: str) -> dict[str, Any]:
         about |= {"gpu": torch.cuda.get_device_name(), "memory_gib": torch.cuda.mem_get_info()[1] >> 30}
         about |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
     return about
+
+
+def commit() -> str:
+    """The short name of what is measured; "unknown" in a copy without its history or without git."""
+    try:
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True).stdout.strip() or "unknown"
+    except FileNotFoundError:
+        return "unknown"
 
 
 def tables(found: dict[str, Any]) -> str:

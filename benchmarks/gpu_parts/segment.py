@@ -21,7 +21,7 @@ from pipeline.models.spec import ModelSpec
 
 def measure(options: argparse.Namespace, keep: Callable[[dict[str, Any]], None], deadline_s: float) -> None:
     name = "torchvision:lraspp_mobilenet_v3_large"
-    runs = [((360, 480), 8000), ((1024, 2048), 1500)] if not options.small else [((48, 64), 40)]
+    runs = [((1024, 2048), 1000), ((360, 480), 8000)] if not options.small else [((48, 64), 40)]
     with tempfile.TemporaryDirectory() as scratch:
         torch.manual_seed(0)
         checkpoint = str(Path(scratch, "checkpoint"))

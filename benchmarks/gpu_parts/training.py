@@ -30,6 +30,8 @@ def measure(options: argparse.Namespace, keep: Callable[[dict[str, Any]], None],
         history = json.loads((output / "history.json").read_text())
         took = {"what": f"{steps} steps of {batch}", "seconds in all": time.monotonic() - begin_s}
         keep({**took, **_steady(output, batch), "waited": history[-1].get("wait_share")})
+        sides = [int(side) for side in crop.split(",")]
+        keep(_bare(options.device, (sides[0], sides[1]), batch, 5 if options.small else 150))
         output = Path(scratch, "killed")
         more = ["--output", output, "--checkpoint-minutes", 0.02]
         killed_at = _kill_at_first_checkpoint([*arguments, *more], output)
@@ -62,3 +64,37 @@ def _kill_at_first_checkpoint(arguments: list[object], output: Path) -> int:
     running.send_signal(signal.SIGKILL)
     running.wait()
     return int(json.loads(position.read_text())["step"])
+
+
+def _bare(device: str, crop: tuple[int, int], batch: int, steps: int) -> dict[str, Any]:
+    """The same network, loss and optimizer on one batch that lies on the device: what a step costs by itself."""
+    import torch
+
+    from pipeline.models import build_model
+    from pipeline.training.optimization.ema import EMA
+    from pipeline.training.optimization.losses import LOSSES, with_auxiliary
+    from pipeline.training.optimization.parameter_groups import autocast_dtype, parameter_groups
+
+    torch.manual_seed(0)
+    model = build_model("lightweight", num_classes=11).to(device).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 1.0, 1e-2), fused=True)
+    ema, dtype = EMA(model, 0.999), autocast_dtype("auto", device)
+    x = torch.rand(batch, 3, *crop, device=device).to(memory_format=torch.channels_last)
+    truth = torch.randint(0, 11, (batch, *crop), device=device)
+    weights = torch.ones(11, device=device)
+    begin_s = time.monotonic()
+    for step in range(-10, steps):
+        if step == 0:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            begin_s = time.monotonic()
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            logits = model(x)
+        loss = with_auxiliary(LOSSES["cross_entropy"], logits, truth, weights, 255, weight=0.4)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        ema.update(max(step, 0))
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return {"what": "bare loop", "pictures/s": steps * batch / (time.monotonic() - begin_s)}

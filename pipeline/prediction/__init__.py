@@ -4,6 +4,8 @@ In: pictures (H x W x B) and a checkpoint. Out: one prediction per picture.
 
 Reading order:
     predictor       a network ready to predict on one device
+    forward         a batch of tiles through the network
+    device_forward  the same on a GPU, nothing waiting for anything
     tiling          a large picture as overlapping tiles
     stitching       one picture's prediction from its tiles
     argmax          logits -> class, confidence and counts per class

@@ -9,26 +9,27 @@ kept. A network that wants pictures of one size (`ModelSpec.input_size`) sees ea
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.errors import InputError
 from pipeline.models.limits import UNLIMITED, InputLimits, Range
 from pipeline.models.spec import ModelSpec
-from pipeline.prediction.argmax import argmax, channel_classes, probabilities
+from pipeline.prediction.device_forward import forward_for
 from pipeline.prediction.engines import Network, require_engine, run_by
 from pipeline.prediction.folding import fold_batch_norm
+from pipeline.prediction.forward import PRECISIONS, ForwardOptions, Pending
 from pipeline.prediction.packing import pack_convolutions
 from pipeline.prediction.stitching import Prediction, Stitcher, Tile
 from pipeline.prediction.tiling import Cut, cut_fixed, cut_side
 from pipeline.prediction.views import Views
 from pipeline.runtime.process import keep_freed_memory
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BATCHES_AT_ONCE = 8  # on a GPU
 GRID_PX = 32  # the deepest stride of any network here: tiles that start on it see the same strided grid as the whole
 
 
@@ -93,12 +94,6 @@ class Predictor:
         self.batch_size = self.limits.batch.clamp(batch_size or (8 if self.device.type == "cuda" else 1))
         self.tile_px, self.overlap_px = tile_px, overlap_px
         self.precision = "float32" if precision == "auto" else precision
-        self.low_confidence = low_confidence
-        std = torch.tensor(spec.std, dtype=torch.float32, device=self.device)
-        mean = torch.tensor(spec.mean, dtype=torch.float32, device=self.device)
-        self._factor = (1 / (spec.scale * std))[:, None, None]
-        self._shift = (-mean / std)[:, None, None]
-        self._labels = channel_classes(spec).to(self.device) if spec.class_map is not None else None
         network = model.to(self.device)
         examples = self._examples() if self.limits is UNLIMITED else []  # a traced program has no modules to fold
         if examples:
@@ -112,6 +107,8 @@ class Predictor:
                 raise InputError("zoomed views do not go with a network that takes certain sizes only")
             self.model = Views(self.model, flip=flip, scales=scales, multiple=spec.size_multiple)
         self.keep_confidence, self.keep_probabilities = keep_confidence, keep_probabilities
+        options = ForwardOptions(self.precision, low_confidence, keep_confidence, keep_probabilities)
+        self._forward = forward_for(self.device)(self.model, spec, self.device, options, self.limits)
         self._fits: dict[tuple[int, ...], int] = {}  # shape -> batch size, where the usual one was too large
 
     def _examples(self) -> list[Tensor]:
@@ -122,6 +119,11 @@ class Predictor:
             sides = [math.ceil(side_px / multiple) * multiple for side_px in size]
             examples.append(torch.rand(self.batch_size, self.spec.bands, *sides, generator=random).to(self.device))
         return examples
+
+    @property
+    def pictures_at_once(self) -> int:
+        """How many pictures a call should be given: on a GPU several batches, launched while others are fetched."""
+        return self.batch_size * (BATCHES_AT_ONCE if self._forward.most_ahead > 1 else 1)
 
     def batch_size_of(self, picture: np.ndarray) -> int:
         """Tiles per forward for pictures of this shape: less than `batch_size` where that did not fit into memory."""
@@ -168,62 +170,37 @@ class Predictor:
     def _run(self, tiles: list[Tile]) -> None:
         """Predict tiles of one shape for their pictures, in batches that fit into memory."""
         shape = tiles[0].pixels.shape
-        while tiles:
+        under_way: deque[tuple[list[Tile], Pending]] = deque()
+        while tiles or under_way:
             size = self._fits.get(shape, self.batch_size)
-            batch, rest = tiles[:size], tiles[size:]
+            batch: list[Tile] = []
             try:
-                self._forward(batch, size)
-            except Exception as error:
-                if _is_broken(error):
-                    raise DeviceError(f"{type(error).__name__}: {error}") from error
-                if _is_out_of_memory(error) and size > self.limits.batch.low:
-                    self._fits[shape] = self.limits.batch.clamp(size // 2)
-                    if self.device.type == "cuda":
-                        torch.cuda.empty_cache()
-                    continue
-                if len(batch) > 1:  # one of them is to blame: each for itself
-                    for tile in batch:
-                        self._run([tile])
+                if tiles and len(under_way) < self._forward.most_ahead:
+                    batch, tiles = tiles[:size], tiles[size:]
+                    under_way.append((batch, self._forward.launch(batch, size)))
                 else:
-                    batch[0].stitcher.error = error
-            tiles = [tile for tile in rest if tile.stitcher.error is None]
+                    batch, pending = under_way.popleft()
+                    for tile, found in zip(batch, pending(), strict=True):
+                        tile.stitcher.add(tile.outer, found)
+            except Exception as error:
+                self._mend(error, batch, shape, size)
+            tiles = [tile for tile in tiles if tile.stitcher.error is None]
 
-    @torch.inference_mode()
-    def _forward(self, batch: list[Tile], padded_size: int) -> None:
-        pixels = np.stack([tile.pixels for tile in batch])
-        if self.spec.channel_order == "bgr":
-            pixels = pixels[..., ::-1].copy()
-        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # N x B x H x W, channels last in memory
-        x = x.to(torch.float32).mul_(self._factor).add_(self._shift)
-        bottom, right = self._padding(x.shape[-2], self.limits.height), self._padding(x.shape[-1], self.limits.width)
-        if len(batch) < padded_size or bottom or right:  # with the mean colour, which is 0 here
-            x = functional.pad(x, (0, right, 0, bottom, 0, 0, 0, padded_size - len(batch)))
-            x = x.contiguous(memory_format=torch.channels_last)
-        # a benchmark may pick another algorithm on the next run; these settings end with the forward, for a process
-        # that also trains wants its own
-        settings = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        autocast = torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "float32")
-        with settings, autocast:
-            logits = self.model(x)
-        expected = (padded_size, self.spec.num_channels, *x.shape[-2:])
-        if tuple(logits.shape) != expected:
-            raise ValueError(f"the network gave logits of shape {tuple(logits.shape)} instead of {expected}")
-        # all of the batch before any picture is touched: a batch that fails half-way is run again
-        found = []
-        for tile, tile_logits in zip(batch, logits, strict=False):
-            kept = tile_logits[(slice(None), *tile.inner)]
-            planes = None
-            if self.keep_probabilities:
-                planes = probabilities(kept, self.spec.label_set.num_classes, self._labels, tile.enlarged)
-            found.append((*argmax(kept, tile.enlarged), planes))
-        for tile, (class_map, confidence, planes) in zip(batch, found, strict=True):
-            if self._labels is not None:
-                class_map = self._labels[class_map.int()]
-            tile.stitcher.add(tile.outer, class_map, confidence, planes, self.low_confidence)
-
-    def _padding(self, side_px: int, limit: Range) -> int:
-        """How much is added to a side so that the network takes it."""
-        return max(limit.low - side_px, -side_px % self.spec.size_multiple)
+    def _mend(self, error: Exception, batch: list[Tile], shape: tuple[int, ...], size: int) -> None:
+        """A batch has failed: run it again in smaller ones, or each tile for itself, to find the one to blame."""
+        if _is_broken(error):
+            raise DeviceError(f"{type(error).__name__}: {error}") from error
+        if _is_out_of_memory(error) and (self._forward.release() or size > self.limits.batch.low):
+            if size == self._fits.get(shape, self.batch_size) and size > self.limits.batch.low:
+                self._fits[shape] = self.limits.batch.clamp(size // 2)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._run(batch)
+        elif len(batch) > 1:
+            for tile in batch:
+                self._run([tile])
+        else:
+            batch[0].stitcher.error = error
 
 
 def _is_out_of_memory(error: Exception) -> bool:

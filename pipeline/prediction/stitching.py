@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pipeline.models.spec import ModelSpec
-from pipeline.prediction.argmax import per_class
 from pipeline.prediction.resizing import resize_pixels
 from pipeline.prediction.tiling import Cut
 
@@ -35,6 +32,19 @@ class Prediction:
     probabilities: np.ndarray | None = None  # K x H x W uint8, softmax of every class times 255, likewise
 
 
+@dataclass(frozen=True)
+class TileResult:
+    """What was found of the inner part (h x w) of one tile."""
+
+    class_map: np.ndarray  # h x w
+    class_pixels: np.ndarray  # int64, K
+    confidence_sum: np.ndarray  # float64, K: the sum of the softmax of the winning channel
+    low_pixels: int  # predicted pixels below `low_confidence`
+    are_numbers: bool  # whether the network gave numbers everywhere
+    confidence: np.ndarray | None = None  # h x w uint8
+    probabilities: np.ndarray | None = None  # K x h x w uint8
+
+
 class Stitcher:
     """Adds up the prediction of one picture from the inner parts of its tiles."""
 
@@ -50,30 +60,18 @@ class Stitcher:
         self.confidence = np.empty(picture.shape[:2], dtype=np.uint8) if keep_confidence else None
         planes = (spec.label_set.num_classes, *picture.shape[:2])
         self.probabilities = np.empty(planes, dtype=np.uint8) if keep_probabilities else None
-        self.some_unpredicted = spec.class_map is not None and None in spec.class_map
 
-    def add(
-        self,
-        where: tuple[slice, slice],
-        class_map: Tensor,
-        confidence: Tensor,
-        probabilities: Tensor | None,
-        low_confidence: float,
-    ) -> None:
-        """Add what was found of the rectangle `where`; `probabilities` are those of `argmax.probabilities`."""
-        pixels, sums = per_class(class_map, confidence, len(self.class_pixels))
-        self.class_map[where] = class_map.cpu().numpy()
-        if self.confidence is not None:
-            self.confidence[where] = (confidence * 255).round_().to(torch.uint8).cpu().numpy()
-        if self.probabilities is not None and probabilities is not None:
-            self.probabilities[:, *where] = probabilities.cpu().numpy()
-        self.class_pixels += pixels.cpu().numpy()
-        self.confidence_sum += sums.cpu().numpy()
-        low = confidence < low_confidence
-        if self.some_unpredicted:
-            low &= class_map < len(self.class_pixels)
-        self.low_pixels += int(low.sum())
-        if not np.isfinite(self.confidence_sum).all() or (self.some_unpredicted and bool(confidence.isnan().any())):
+    def add(self, where: tuple[slice, slice], found: TileResult) -> None:
+        """Add what was found of the rectangle `where`."""
+        self.class_map[where] = found.class_map
+        if self.confidence is not None and found.confidence is not None:
+            self.confidence[where] = found.confidence
+        if self.probabilities is not None and found.probabilities is not None:
+            self.probabilities[:, *where] = found.probabilities
+        self.class_pixels += found.class_pixels
+        self.confidence_sum += found.confidence_sum
+        self.low_pixels += found.low_pixels
+        if not found.are_numbers:
             self.error = FloatingPointError("the network gave logits that are no numbers")
 
     def prediction(self) -> Prediction:

@@ -52,7 +52,7 @@ class Segmenter:
         one_by_one = bool(self._ask("begin_block", block))
         by_place: dict[int, dict[str, Any]] = {}
         regions = enumerate(self._watch.waiting(self._regions(table)))
-        for places, batch in _batches(regions, 1 if one_by_one else self.predictor.batch_size):
+        for places, batch in _batches(regions, 1 if one_by_one else self.predictor.pictures_at_once):
             by_place |= zip(places, self._predict(batch, one_by_one), strict=True)
         rows = [by_place[place] for place in sorted(by_place)]
         results = result_table(rows, self.columns)

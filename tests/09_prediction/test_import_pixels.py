@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,8 @@ def test_channels_are_led_to_classes(tmp_path: Path) -> None:
     assert found.low_confidence_share == pytest.approx((p.max(0)[known] < 0.5).mean(), abs=1e-2)
     nothing = ImportConfig(**{**vars(config(label_set="roads", class_map="0:1")), "output": str(tmp_path / "b")})
     import_model(nothing)
-    predictor = Predictor(*load_checkpoint(nothing.output), device="cpu")
-    assert predictor._labels is not None
-    predictor._labels[:] = 255
+    model, spec = load_checkpoint(nothing.output)
+    predictor = Predictor(model, replace(spec, class_map=(None,) * 4), device="cpu")
     (found,) = predictor.predict([picture])
     assert isinstance(found, Prediction) and (found.class_map == 255).all() and not found.class_pixels.any()
     assert np.isnan(found.mean_confidence) and np.isnan(found.low_confidence_share)

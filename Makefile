@@ -44,7 +44,7 @@ types: $(STAMP)
 
 # Ray's own validator and our assertions on what cluster.yaml means; starts nothing.
 cluster-check: $(STAMP)
-	$(RUN)/python -m pytest tests/15_whole/test_cluster.py
+	$(RUN)/python -m pytest tests/16_whole/test_cluster.py
 
 setup: $(STAMP)
 

@@ -24,6 +24,7 @@ import torch
 from networks import processor
 from torch import nn
 
+from pipeline.decode.picture import decode
 from pipeline.errors import InputError
 from pipeline.labels import CAMVID
 from pipeline.models import build_model
@@ -33,7 +34,6 @@ from pipeline.prediction.folding import fold_batch_norm
 from pipeline.prediction.packing import pack_convolutions
 from pipeline.prediction.predictor import Prediction, Predictor
 from pipeline.prediction.resizing import resize_pixels
-from pipeline.reading.decode.picture import decode
 from pipeline.runtime.cli import main
 from pipeline.runtime.options import MEASUREMENT, option
 

@@ -16,12 +16,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from pipeline import storage  # noqa: E402
+from pipeline.decode.picture import decode, decode_label  # noqa: E402
 from pipeline.errors import GateError, InputError  # noqa: E402
 from pipeline.evaluate.config import EvaluateConfig  # noqa: E402
 from pipeline.evaluate.job import evaluate  # noqa: E402
 from pipeline.evaluate.results import headline, table  # noqa: E402
 from pipeline.labels import SCENES  # noqa: E402
-from pipeline.reading.decode.picture import decode, decode_label  # noqa: E402
 from pipeline.runtime.cli import main  # noqa: E402
 from pipeline.runtime.options import INPUT, NETWORK, OUTPUT, option, parse  # noqa: E402
 from pipeline.runtime.progress import duration  # noqa: E402

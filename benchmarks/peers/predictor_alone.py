@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from work import Job, in_processes
 
-from pipeline.reading.decode.picture import decode
+from pipeline.decode.picture import decode
 
 KEPT = 32  # different pictures, seen again and again
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 from work import Job, in_processes, row, write
 
-from pipeline.reading.decode.picture import decode
+from pipeline.decode.picture import decode
 
 ROWS_PER_FILE = 64  # of 512, a short run's would all be written after its last prediction
 

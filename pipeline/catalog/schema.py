@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3  # 2: mask_format, confidence; 3: probabilities
+SCHEMA_VERSION = 4  # 2: mask_format, confidence; 3: probabilities; 4: windows of scenes
 
 STATUSES = ("ok", "fetch_error", "decode_error", "changed", "too_large", "timeout", "model_error")
 TRANSIENT_STATUSES = ("fetch_error", "timeout", "model_error")  # get one more pass before the run ends
 
 WINDOW = pa.struct([(side, pa.int32()) for side in ("x", "y", "width", "height")])
+
+ASSETS = pa.list_(pa.struct([("uri", pa.string()), ("index", pa.int32()), ("band", pa.string())]))
 
 _IDENTITY = [
     pa.field("region_id", pa.int64(), nullable=False),  # dense from 0 in path order; bookkeeping inside one run
@@ -30,12 +32,18 @@ MANIFEST = pa.schema(
         pa.field("kind", pa.string(), nullable=False),  # picture | raster | video
         pa.field("size_bytes", pa.int64()),
         pa.field("version", pa.string()),  # etag or mtime
-        pa.field("window", WINDOW),  # null = the whole picture
+        pa.field("window", WINDOW),  # of a scene, in its pixels: the core, which the mask covers; null = the whole
+        pa.field("read_window", WINDOW),  # the core and the halo around it, which the network sees; null = the whole
+        pa.field("scene_width", pa.int32()),  # of the whole scene, in px; null where its header was not read
+        pa.field("scene_height", pa.int32()),
+        pa.field("assets", ASSETS),  # the files and bands (from 1) of a scene of several files; null = `uri` alone
         pa.field("frame", pa.int64()),
         pa.field("split", pa.string()),
         pa.field("label_uri", pa.string()),
     ]
 )
+
+_SCENE = ("read_window", "scene_width", "scene_height", "assets")
 
 _RESULT = [
     pa.field("height", pa.int32()),
@@ -51,8 +59,10 @@ _RESULT = [
     pa.field("mean_confidence", pa.float32()),  # over predicted pixels; null where there are none
     pa.field("class_confidence", pa.list_(pa.float32())),  # mean per class; null where the class does not occur
     pa.field("low_confidence_share", pa.float32()),  # of the predicted pixels
-    pa.field("crs", pa.string()),  # rasters only
-    pa.field("transform", pa.list_(pa.float64())),  # rasters only: the six numbers of the affine transform
+    pa.field("crs", pa.string()),  # rasters only: authority and code, else WKT
+    pa.field("transform", pa.list_(pa.float64())),  # rasters only: of the mask, the six numbers of affine.Affine
+    pa.field("class_area_m2", pa.list_(pa.float64())),  # rasters only: one per class; null where it cannot be known
+    pa.field("area_error", pa.string()),  # why it cannot
 ]
 
 RESULT_COLUMNS = tuple(field.name for field in _RESULT)
@@ -69,6 +79,7 @@ STATISTICS = pa.schema(
         pa.field("pixels", pa.int64(), nullable=False),
         pa.field("class_pixels", pa.list_(pa.int64()), nullable=False),
         pa.field("class_share", pa.list_(pa.float64()), nullable=False),  # of the predicted pixels
+        pa.field("class_area_m2", pa.list_(pa.float64())),  # of the regions whose area is known; null where none is
         pa.field("mean_confidence", pa.float64()),  # over predicted pixels
         pa.field("low_confidence_share", pa.float64()),  # of the predicted pixels
     ]
@@ -142,7 +153,7 @@ def predictions_schema(extra: Iterable[pa.Field] = (), metadata: dict[str, str] 
     """The `predictions` table with the travelling columns `extra` between identity and result."""
     identity = [
         *_IDENTITY,
-        *(MANIFEST.field(name) for name in ("version", "size_bytes", "window", "frame")),
+        *(MANIFEST.field(name) for name in ("version", "size_bytes", "window", "frame", *_SCENE)),
     ]
     return pa.schema([*identity, *extra, *_RESULT], metadata=metadata)
 

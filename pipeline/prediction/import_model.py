@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import storage
+from pipeline.decode import DecodeError
+from pipeline.decode.picture import decode
 from pipeline.errors import InputError
 from pipeline.labels import load_label_set
 from pipeline.models import build_model, output_channels, parse_model, portable, structure_options
@@ -27,8 +29,6 @@ from pipeline.models.spec import DESCRIPTION, ModelSpec, read_spec, weights_fing
 from pipeline.models.weights_file import read_state_dict, unprefixed
 from pipeline.prediction.import_config import ImportConfig, channel_classes, class_map, pixels
 from pipeline.prediction.predictor import Prediction, Predictor
-from pipeline.reading.decode import DecodeError
-from pipeline.reading.decode.picture import decode
 from pipeline.storage import folders
 from pipeline.tables.masks import beside
 

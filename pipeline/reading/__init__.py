@@ -5,5 +5,4 @@ In: manifest rows. Out: regions in the same order: pixels (uint8, H x W x 3), cl
 Reading order:
     read_config   the options that jobs which read share
     regions       fetch, check and decode rows, several at once, under deadlines
-    decode/       bytes -> pixels in a child process with a memory limit
 """

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline import storage
+from pipeline.decode import DecodeError, DecoderDied, DecodeTimeout, TooLarge
+from pipeline.decode.pool import DecodePool
 from pipeline.labels import Encoded, LabelSet
-from pipeline.reading.decode import DecodeError, DecoderDied, DecodeTimeout, TooLarge
-from pipeline.reading.decode.pool import DecodePool
 
 Row = dict[str, Any]
 

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipeline.decode.picture import decode_label
 from pipeline.errors import InputError
 from pipeline.labels import CAMVID, CITYSCAPES, LABEL_SETS, ROADS, LabelSet, load_label_set, unknown_value
-from pipeline.reading.decode.picture import decode_label
 
 
 def picture(*colors: tuple[int, ...]) -> np.ndarray:

@@ -83,8 +83,8 @@ class AfterImport(importlib.abc.MetaPathFinder):
         return spec
 
 
-if "pipeline.reading.decode.serve" in sys.orig_argv:
-    sys.meta_path.insert(0, AfterImport("pipeline.reading.decode.picture", break_decoder))
+if "pipeline.decode.serve" in sys.orig_argv:
+    sys.meta_path.insert(0, AfterImport("pipeline.decode.picture", break_decoder))
 elif "SEGMENTATION_CHAOS_HALT" in os.environ:
     from chaos.steps import Halt
 

@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageCms
 
-from pipeline.reading.decode.header import DecodeError, open_picture, orientation, read_header
+from pipeline.decode.header import DecodeError, open_picture, orientation, read_header
 
 __all__ = ["MAX_PIXELS", "decode", "decode_label", "read_header"]
 

@@ -24,13 +24,13 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from pipeline.reading.decode.header import DecodeError, DecoderDied, DecodeTimeout, Header, TooLarge
-from pipeline.reading.decode.memory_file import read_into, write
-from pipeline.reading.decode.picture import MAX_PIXELS
+from pipeline.decode.header import DecodeError, DecoderDied, DecodeTimeout, Header, TooLarge
+from pipeline.decode.memory_file import read_into, write
+from pipeline.decode.picture import MAX_PIXELS
 
 GIB = 1 << 30
 START_DEADLINE_S = 120.0
-SERVE = "pipeline.reading.decode.serve"
+SERVE = "pipeline.decode.serve"
 _STARTS = 3  # tries
 KEEP_BYTES = 32 << 20  # a memory file that grew beyond this is emptied after use
 _ERRORS = {"TooLarge": TooLarge, "DecodeError": DecodeError}

@@ -1,4 +1,4 @@
-"""The decoding process: `child` starts it as `python -m pipeline.reading.decode.serve PARENT MEMORY LIMIT`."""
+"""The decoding process: `child` starts it as `python -m pipeline.decode.serve PARENT MEMORY LIMIT`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.reading.decode.header import DecodeError, read_header
-from pipeline.reading.decode.memory_file import write
-from pipeline.reading.decode.picture import decode, decode_label
+from pipeline.decode.header import DecodeError, read_header
+from pipeline.decode.memory_file import write
+from pipeline.decode.picture import decode, decode_label
 from pipeline.runtime.process import end_with_parent
 
 

@@ -16,9 +16,9 @@ import pytest
 from encoded import encoded
 from PIL import Image
 
-from pipeline.reading.decode import DecodeError, DecodeTimeout, TooLarge, read_header
-from pipeline.reading.decode.child import DecodeChild
-from pipeline.reading.decode.picture import decode, decode_label
+from pipeline.decode import DecodeError, DecodeTimeout, TooLarge, read_header
+from pipeline.decode.child import DecodeChild
+from pipeline.decode.picture import decode, decode_label
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_a_child_outlives_the_thread_that_started_it():
 def test_the_child_dies_with_its_parent():
     program = (
         "import os, signal\n"
-        "from pipeline.reading.decode.child import DecodeChild\n"
+        "from pipeline.decode.child import DecodeChild\n"
         "child = DecodeChild()\n"
         "try: child.decode(b'x')\n"
         "except Exception: pass\n"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.reading.decode.child import DecodeChild
+from pipeline.decode.child import DecodeChild
 
 _LOOKED_AT_EVERY_S = 1.0
 _WAITING, _BUSY = 0.2, 0.75  # shares of the time from which on one more pays

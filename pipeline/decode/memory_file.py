@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from pipeline.reading.decode.header import DecodeError
+from pipeline.decode.header import DecodeError
 
 
 def write(memory: int, data: memoryview) -> None:

@@ -9,8 +9,8 @@ import pytest
 from encoded import encoded
 from PIL import Image
 
-from pipeline.reading.decode import DecodeError, read_header
-from pipeline.reading.decode.picture import decode, decode_label
+from pipeline.decode import DecodeError, read_header
+from pipeline.decode.picture import decode, decode_label
 
 RAMP = np.arange(24, dtype=np.uint8).reshape(4, 6)
 

@@ -87,12 +87,14 @@ def bare_loop(options: argparse.Namespace) -> dict[str, Any]:
 
     from pipeline.labels import load_label_set
     from pipeline.models import build_model
+    from pipeline.models.normalization import Normalization
+    from pipeline.models.spec import ModelSpec
     from pipeline.reading.regions import RegionReader
     from pipeline.training.config import check, model_name, model_options
     from pipeline.training.optimization.ema import EMA
     from pipeline.training.optimization.losses import LOSSES, with_auxiliary
     from pipeline.training.optimization.parameter_groups import autocast_dtype, parameter_groups
-    from pipeline.training.samples.augmentation import Augmentation, normalize
+    from pipeline.training.samples.augmentation import Augmentation
     from pipeline.training.samples.loader import SampleLoader
     from pipeline.training.samples.plan import COLUMNS, SamplePlan
 
@@ -115,6 +117,7 @@ def bare_loop(options: argparse.Namespace) -> dict[str, Any]:
     )
     ema, dtype = EMA(model, config.ema_decay), autocast_dtype(config.precision, "cpu")
     weights = torch.ones(label_set.num_classes)
+    normalize = Normalization(ModelSpec("", {}, label_set), "cpu")
     model.train()
     begin_s, steps = time.monotonic(), 0
     warm = False
@@ -123,7 +126,7 @@ def bare_loop(options: argparse.Namespace) -> dict[str, Any]:
             warm, begin_s, steps = True, time.monotonic(), 0
         batch = batches[steps % 16]
         pixels, truth = torch.tensor(batch["pixels"]), torch.tensor(batch["truth"].astype(np.int64))
-        inputs = normalize(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        inputs = normalize(pixels)
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             logits = model(inputs)
         loss = with_auxiliary(

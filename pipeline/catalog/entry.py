@@ -30,6 +30,11 @@ class Entry:
     split: str | None = None
     label_uri: str | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    assets: tuple[tuple[str, int | None, str | None], ...] = ()  # of a scene of several files: uri, band index, name
+    window: tuple[int, int, int, int] | None = None  # of a scene: x, y, width, height of the core
+    read_window: tuple[int, int, int, int] | None = None  # and with the halo
+    scene_size: tuple[int, int] | None = None  # width, height
+    area: bytes | None = None  # what of the window is asked for, as WKB in its scene's pixels; None = all
 
 
 def is_hidden(path: str) -> bool:

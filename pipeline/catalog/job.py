@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline import storage
 from pipeline.catalog.manifest import Manifest, open_manifest
 from pipeline.catalog.manifest_writer import build_manifest
+from pipeline.catalog.scene_config import SceneConfig
 from pipeline.catalog.subset import Subset
 from pipeline.errors import InputError
 from pipeline.runtime.options import INPUT, OUTPUT, option
@@ -17,7 +18,7 @@ from pipeline.runtime.run import Run, open_run
 
 
 @dataclass
-class ManifestConfig(OutputConfig):
+class ManifestConfig(OutputConfig, SceneConfig):
     """List a collection of pictures into a manifest: a folder of Parquet parts that every job takes as its source."""
 
     source: str = option(
@@ -38,6 +39,7 @@ def make_manifest(config: ManifestConfig) -> str:
     result = {"source": storage.absolute(config.source), "labels": config.labels, "split": config.split}
     if config.prefix is not None:
         result["prefix"] = config.prefix
+    result |= config.scene_choices
     with open_run(
         config.output, "manifest", result, config, overwrite=config.overwrite, single_writer=config.single_writer
     ) as run:
@@ -45,7 +47,12 @@ def make_manifest(config: ManifestConfig) -> str:
             summary = run.summary.get("summary") or run.summary["told"]  # version 0.1's word
             return f"complete: {summary} in {run.output}; --overwrite lists again"
         manifest = build_manifest(
-            config.source, run.output, labels=config.labels, split=config.split, prefix=config.prefix
+            config.source,
+            run.output,
+            labels=config.labels,
+            split=config.split,
+            prefix=config.prefix,
+            scenes=config,
         )
         run.set_manifest({"content": manifest.fingerprint, "split": None})
         run.success({"rows": manifest.num_rows, "summary": manifest.summary()})
@@ -59,6 +66,8 @@ def manifest_of(
     subset: Subset | None = None,
     labels: str | None = None,
     keep_at: str | None = None,
+    scenes: SceneConfig | None = None,
+    whole_scenes: bool = False,
     summary: Callable[[Manifest], str] = Manifest.summary,
 ) -> Manifest:
     """The manifest a run works off: the one that `source` is, or the one of the collection, kept under OUTPUT/manifest
@@ -80,7 +89,9 @@ def manifest_of(
             say(f"the output folder holds {done}; now doing {subset}")
     manifest = given or (None if run.fresh else open_manifest(run.at("manifest")))
     if manifest is None:
-        manifest = build_manifest(source, keep_at or run.at("manifest"), labels=labels)
+        manifest = build_manifest(
+            source, keep_at or run.at("manifest"), labels=labels, scenes=scenes, whole_scenes=whole_scenes
+        )
         say(f"{summary(manifest)}: {source}")
     run.set_manifest(
         {"content": manifest.fingerprint, "split": subset.split},

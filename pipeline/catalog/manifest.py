@@ -55,6 +55,7 @@ class Manifest:
     labelled: int = 0
     splits: dict[str, int] = field(default_factory=dict)  # rows per split; "" = no split
     kinds: dict[str, int] = field(default_factory=dict)
+    scenes: dict[str, Any] = field(default_factory=dict)  # what the headers of raster scenes said (raster_windows)
     schema_version: int = schema.SCHEMA_VERSION
 
     @property
@@ -72,8 +73,18 @@ class Manifest:
     def summary(self) -> str:
         """Counts for a person: pictures, splits, labels, and what was skipped."""
         splits = ", ".join(f"{name or 'no split'}: {rows}" for name, rows in sorted(self.splits.items()))
-        text = f"{self.num_rows} pictures" + (f" ({splits})" if set(self.splits) != {""} else "")
+        text = f"{self.num_rows} pictures"
+        if self.scenes:
+            count = self.scenes["scenes"] + self.scenes["unreadable"]
+            pictures = self.num_rows - self.kinds.get("raster", 0)
+            text = f"{self.kinds.get('raster', 0)} windows of {count} scenes"
+            text += f", {pictures} pictures" if pictures else ""
+        text += f" ({splits})" if set(self.splits) != {""} else ""
         text += f", {self.labelled} with labels"
+        if self.scenes.get("resampled"):
+            text += f", {self.scenes['resampled']} scenes of files on several grids"
+        if self.scenes.get("unreadable"):
+            text += f", {self.scenes['unreadable']} scenes unreadable (such as {self.scenes['example']})"
         if self.skipped:
             text += f", {self.skipped} other files skipped (such as {', '.join(self.skipped_examples[:3])})"
         return text
@@ -84,7 +95,8 @@ class Manifest:
     def sampled(self, ids: np.ndarray, count: int) -> list[dict[str, Any]]:
         """`count` of these ids, evenly spaced, as rows with what reading a region needs."""
         chosen = ids[np.linspace(0, ids.size - 1, min(count, ids.size)).astype(int)]
-        columns = ["uri", "kind", "size_bytes", "version", "window", "frame"]
+        columns = ["uri", "kind", "size_bytes", "version", "window", "frame", "read_window", "scene_area", "assets"]
+        columns = [name for name in columns if name in self.columns]
         rows: list[dict[str, Any]] = read_rows_at(list(self.units()), chosen, columns).to_pylist()
         return rows
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import importlib.util
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -12,11 +13,13 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.catalog import schema
-from pipeline.catalog.collection import list_collection
+from pipeline.catalog.collection import Collection, list_collection
 from pipeline.catalog.entry import Entry
 from pipeline.catalog.inventory import is_inventory, list_inventory
 from pipeline.catalog.manifest import SUMMARY, Manifest, region_key
 from pipeline.catalog.picture_table import is_table, list_table
+from pipeline.catalog.raster_windows import Headers, expand
+from pipeline.catalog.scene_config import SceneConfig
 from pipeline.errors import InputError
 from pipeline.runtime.progress import ProgressLine
 
@@ -26,33 +29,48 @@ _LISTED = ("path", "uri", "kind", "size_bytes", "version", "split", "label_uri")
 
 
 def build_manifest(
-    source: str, uri: str, *, labels: str | None = None, split: str | None = None, prefix: str | None = None
+    source: str,
+    uri: str,
+    *,
+    labels: str | None = None,
+    split: str | None = None,
+    prefix: str | None = None,
+    scenes: SceneConfig | None = None,
+    whole_scenes: bool = False,
 ) -> Manifest:
     """List a collection (see `collection`, `picture_table`, `inventory`) and write its manifest to `uri`.
 
     `prefix` is the part of an inventory's bucket that counts, and the root of its paths. `labels` names the folder of
-    label files where the collection does not say it itself. Raises InputError for a source that does not exist, cannot
+    label files where the collection does not say it itself. `scenes` says how raster scenes become windows, which they
+    do not with `whole_scenes`. Raises InputError for a source that does not exist, cannot
     be reached or holds no picture; then nothing stays at `uri`.
     """
     with storage.reachable(source):
-        return _build(source, uri, labels, split, prefix)
+        listing = _listing(source, labels, prefix)
+        headers = Headers()
+        entries: Iterator[Entry] = (entry for entry in listing if split is None or entry.split == split)
+        if importlib.util.find_spec("rasterio") is not None:
+            options = (scenes or SceneConfig()).window_options
+            entries = expand(entries, options, headers, whole=whole_scenes)
+        return _write(source, uri, listing, entries, headers)
 
 
-def _build(source: str, uri: str, labels: str | None, split: str | None, prefix: str | None) -> Manifest:
+def _listing(source: str, labels: str | None, prefix: str | None) -> Collection:
     if is_inventory(source):
-        listing = list_inventory(source, prefix=prefix, labels=labels)
-    elif prefix is not None:
+        return list_inventory(source, prefix=prefix, labels=labels)
+    if prefix is not None:
         raise InputError("--prefix is for an S3 Inventory", where=source, todo="write it into --source")
-    else:
-        listing = list_table(source) if is_table(source) else list_collection(source, labels=labels)
+    return list_table(source) if is_table(source) else list_collection(source, labels=labels)
+
+
+def _write(source: str, uri: str, listing: Collection, entries: Iterator[Entry], headers: Headers) -> Manifest:
     shown = ProgressLine()
     writer = ManifestWriter(uri, listing.extra_fields)
     try:
-        for entry in listing:
-            if split is None or entry.split == split:
-                writer.add(entry)
-                if writer.num_rows % 10_000 == 0:
-                    shown.show(f"listing: {writer.num_rows} pictures")
+        for entry in entries:
+            writer.add(entry)
+            if writer.num_rows % 10_000 == 0:
+                shown.show(f"listing: {writer.num_rows} {'windows' if headers.scenes else 'pictures'}")
         if not writer.num_rows:
             raise InputError(
                 "no picture found",
@@ -60,7 +78,7 @@ def _build(source: str, uri: str, labels: str | None, split: str | None, prefix:
                 found=f"{listing.skipped} other files" if listing.skipped else "nothing",
                 expected="names ending in .jpg, .png, .tif, ... under a folder or prefix, or a glob of any names",
             )
-        return writer.finish(source, listing.root, listing.skipped, listing.skipped_examples)
+        return writer.finish(source, listing.root, listing.skipped, listing.skipped_examples, headers)
     except BaseException:
         writer.abandon()
         raise
@@ -80,19 +98,24 @@ class ManifestWriter:
         self._rows: list[dict[str, Any]] = []  # dicts weigh ten times what Arrow takes: a group of them at most
         self._groups: list[pa.Table] = []
         self._parts: list[str] = []
-        self._last_path: bytes | None = None
+        self._last: tuple[bytes, int, int] | None = None
 
     def add(self, entry: Entry) -> None:
         path = entry.path.encode("utf-8", "surrogateescape")
-        if self._last_path is not None and path <= self._last_path:
-            raise InputError("a path is listed twice or out of order", where=entry.uri)
-        self._last_path = path
-        key = region_key(entry.path)
+        x, y, _, _ = entry.window or (-1, -1, 0, 0)
+        place = (path, y, x)
+        if self._last is not None and place <= self._last:
+            raise InputError("a path is listed twice or out of order", where=entry.uri, found=entry.path)
+        self._last = place
+        key = region_key(entry.path, entry.window)
         row = {name: getattr(entry, name) for name in _LISTED} | entry.columns
-        row |= {"region_id": self.num_rows, "region_key": key, "window": None, "frame": None}
+        row |= {"region_id": self.num_rows, "region_key": key, "frame": None, "scene_area": entry.area}
+        row |= {"window": _rectangle(entry.window), "read_window": _rectangle(entry.read_window)}
+        row["scene_width"], row["scene_height"] = entry.scene_size or (None, None)
+        row["assets"] = [dict(zip(("uri", "index", "band"), a, strict=True)) for a in entry.assets] or None
         row["path"], row["uri"] = _text(entry.path), _text(entry.uri)
         self._hash.update(
-            f"{key} {entry.version} {entry.size_bytes} {entry.split} {entry.label_uri or ''}\n".encode(
+            f"{key} {entry.version} {entry.size_bytes} {entry.split} {entry.label_uri or ''}{_scene(entry)}\n".encode(
                 "utf-8", "surrogateescape"
             )
         )
@@ -106,7 +129,9 @@ class ManifestWriter:
         if self.num_rows % ROWS_PER_PART == 0:
             self._flush()
 
-    def finish(self, source: str, root: str, skipped: int, examples: Iterable[str]) -> Manifest:
+    def finish(
+        self, source: str, root: str, skipped: int, examples: Iterable[str], headers: Headers | None = None
+    ) -> Manifest:
         self._flush()
         manifest = Manifest(
             uri=self.uri,
@@ -121,6 +146,7 @@ class ManifestWriter:
             labelled=self.labelled,
             splits=self.splits,
             kinds=self.kinds,
+            scenes=asdict(headers) if headers is not None and (headers.scenes or headers.unreadable) else {},
         )
         storage.write_json(storage.join(self.uri, SUMMARY), asdict(manifest))
         return manifest
@@ -144,6 +170,16 @@ class ManifestWriter:
         storage.write_bytes(storage.join(self.uri, name), buffer.getvalue().to_pybytes())
         self._parts.append(name)
         self._groups.clear()
+
+
+def _rectangle(window: tuple[int, int, int, int] | None) -> dict[str, int] | None:
+    return None if window is None else dict(zip(("x", "y", "width", "height"), window, strict=True))
+
+
+def _scene(entry: Entry) -> str:
+    """What of a scene's window can change its mask and is not in its key; nothing for pictures."""
+    more = [entry.read_window, entry.assets or None, entry.area.hex() if entry.area else None]
+    return f" {more}" if any(more) else ""
 
 
 def _text(path: str) -> str:

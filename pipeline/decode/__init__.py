@@ -7,8 +7,10 @@ Reading order:
     header        what a picture's file says before a pixel is decoded; the errors
     picture       pictures and label pictures (Pillow, simplejpeg)
     gdal          where GDAL finds a file, and how it is told to read
-    raster        scenes: header, windows, the valid mask, bands of several files on one grid (GDAL)
+    raster_header what a scene says of itself, and whether that fits a network
+    raster        scenes: windows, the valid mask, bands of several files on one grid (GDAL)
     serve         the child's side
+    child_process the running child and the descriptors that lead to it
     child         the parent's side
     memory_file   how bytes pass between the two
     pool          several children, as many as readers wait for

@@ -8,29 +8,23 @@ when it is next needed. It imports neither torch nor Ray and starts in a fifth o
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import queue
-import select
-import signal
-import subprocess
-import sys
 import threading
 import time
-import weakref
-from pathlib import Path
-from typing import IO, Any, Literal
+from collections.abc import Sequence
+from dataclasses import astuple
+from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.decode.child_process import ChildProcess, Died
 from pipeline.decode.header import DecodeError, DecoderDied, DecodeTimeout, Header, TooLarge
 from pipeline.decode.memory_file import read_into, write
 from pipeline.decode.picture import MAX_PIXELS
+from pipeline.decode.raster import RasterWindow, Window
+from pipeline.decode.raster_header import Asset, RasterHeader, header_of
 
 GIB = 1 << 30
-START_DEADLINE_S = 120.0
-SERVE = "pipeline.decode.serve"
 _STARTS = 3  # tries
 KEEP_BYTES = 32 << 20  # a memory file that grew beyond this is emptied after use
 _ERRORS = {"TooLarge": TooLarge, "DecodeError": DecodeError}
@@ -46,7 +40,7 @@ class DecodeChild:
         self.memory_limit_bytes = memory_limit_bytes
         self.busy_s = 0.0  # spent on pictures so far
         self._lock = threading.Lock()
-        self._process: _Process | None = None
+        self._process: ChildProcess | None = None
 
     @property
     def pid(self) -> int | None:
@@ -82,6 +76,48 @@ class DecodeChild:
         with self._lock:
             return Header(**self._ask(data, "header", max_pixels, deadline_s)[1]["header"])
 
+    def scene_header(
+        self, assets: Sequence[Asset], *, resampling: str = "bilinear", deadline_s: float = 30.0
+    ) -> RasterHeader:
+        """As `raster.Scenes.header`, in the child."""
+        files = [astuple(asset) for asset in assets]
+        with self._lock:
+            how = {"resampling": resampling}
+            _, reply = self._ask(b"", "scene header", None, deadline_s, {"assets": files, "scene": how})
+            return header_of(reply["header"])
+
+    def scene(
+        self,
+        assets: Sequence[Asset],
+        window: Window | None,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        deadline_s: float = 30.0,
+        **how: Any,
+    ) -> RasterWindow:
+        """As `raster.Scenes.read`, in the child; what it has open stays open. `how` are its further arguments."""
+        files = [astuple(asset) for asset in assets]
+        with self._lock:
+            begin_s = time.monotonic()
+            try:
+                if how.get("onto") is not None:
+                    how["onto"] = astuple(how["onto"])
+                request = {"assets": files, "scene": {"window": window, **how}}
+                process, reply = self._ask(b"", "scene", max_pixels, deadline_s, request)
+                values = np.empty(reply["shape"], dtype=reply["dtype"])
+                read_into(process.memory, values)
+                valid = None
+                if reply["has_mask"]:
+                    packed = np.empty(-(-values.shape[0] * values.shape[1] // 8), np.uint8)
+                    read_into(process.memory, packed, values.nbytes)
+                    valid = np.unpackbits(packed, count=values.shape[0] * values.shape[1])
+                    valid = valid.reshape(values.shape[:2]).view(bool)
+                if values.nbytes > KEEP_BYTES:
+                    os.ftruncate(process.memory, 0)
+                return RasterWindow(values, valid, header_of(reply["header"]))
+            finally:
+                self.busy_s += time.monotonic() - begin_s
+
     def close(self) -> None:
         """End the process; a later call starts another."""
         with self._lock:
@@ -94,15 +130,15 @@ class DecodeChild:
         self.close()
 
     def _ask(
-        self, data: bytes, kind: str, max_pixels: int | None, deadline_s: float
-    ) -> tuple[_Process, dict[str, Any]]:
+        self, data: bytes, kind: str, max_pixels: int | None, deadline_s: float, more: dict[str, Any] | None = None
+    ) -> tuple[ChildProcess, dict[str, Any]]:
         process = self._running()
         try:
             write(process.memory, memoryview(data))
-            request = {"kind": kind, "size_bytes": len(data), "max_pixels": max_pixels}
+            request = {"kind": kind, "size_bytes": len(data), "max_pixels": max_pixels, **(more or {})}
             process.send(request)
             reply = process.receive(deadline_s)
-        except _Died as death:
+        except Died as death:
             self._stop()
             raise DecoderDied(f"the decoding process died: {death}") from None
         except TimeoutError:
@@ -118,7 +154,7 @@ class DecodeChild:
             raise _ERRORS.get(reply["error"], DecodeError)(reply["text"])
         return process, reply
 
-    def _running(self) -> _Process:
+    def _running(self) -> ChildProcess:
         process = self._process
         # A process that died between two pictures is nobody's fault; one inherited by fork belongs to the parent.
         if process is not None and (process.owner != os.getpid() or process.popen.poll() is not None):
@@ -127,7 +163,7 @@ class DecodeChild:
             if self._process is not None:
                 break
             try:
-                self._process = _Process(self.memory_limit_bytes)
+                self._process = ChildProcess(self.memory_limit_bytes)
             except RuntimeError:  # killed before it was ready, where memory was short
                 if not left:
                     raise
@@ -138,136 +174,3 @@ class DecodeChild:
         process, self._process = self._process, None
         if process is not None:
             process.end()
-
-
-class _Died(Exception):
-    """How the child ended."""
-
-
-class _Process:
-    """The running child and the three descriptors that lead to it."""
-
-    def __init__(self, memory_limit_bytes: int) -> None:
-        self.owner = os.getpid()
-        self.memory = os.memfd_create("decode")
-        # stderr never blocks the child: what does not fit into the pipe is lost
-        self._stderr, stderr = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        command = [sys.executable, "-m", SERVE, str(os.getpid()), str(self.memory), str(memory_limit_bytes)]
-        try:
-            self.popen = _spawn(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                pass_fds=(self.memory,),
-                bufsize=0,
-                env=os.environ
-                | {
-                    "PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path),
-                    "OPENBLAS_NUM_THREADS": "1",  # its threads would take address space from the limit
-                },
-            )
-        except BaseException:
-            os.close(self._stderr)
-            os.close(self.memory)
-            raise
-        finally:
-            os.close(stderr)
-        self._to: IO[bytes] = self.popen.stdin  # type: ignore[assignment]
-        self._from: IO[bytes] = self.popen.stdout  # type: ignore[assignment]
-        self._poll = select.poll()
-        self._poll.register(self._from, select.POLLIN)
-        self.end = weakref.finalize(self, _end, self.popen, self.memory, self._stderr, self.owner)
-        try:
-            self.receive(START_DEADLINE_S)
-        except (TimeoutError, _Died) as error:
-            self.end()
-            raise RuntimeError(f"the decoding process cannot be started: {error}") from None
-
-    def send(self, request: dict[str, Any]) -> None:
-        try:
-            self._to.write(json.dumps(request).encode() + b"\n")
-        except OSError:
-            raise _Died(self._last_words()) from None
-
-    def receive(self, deadline_s: float) -> dict[str, Any]:
-        """The child's next line. Raises TimeoutError, or _Died."""
-        end_s = time.monotonic() + deadline_s
-        line = b""
-        while not line.endswith(b"\n"):
-            left_s = end_s - time.monotonic()
-            if not self._poll.poll(max(0.0, left_s) * 1000):
-                raise TimeoutError(f"no answer in {deadline_s:g} s")
-            part = os.read(self._from.fileno(), 65536)
-            if not part:
-                raise _Died(self._last_words())
-            line += part
-        reply: dict[str, Any] = json.loads(line)
-        return reply
-
-    def drain(self) -> bytes:
-        """What the child has written to stderr (decoders warn there) since the last call."""
-        with contextlib.suppress(BlockingIOError):
-            return os.read(self._stderr, 1 << 20)
-        return b""
-
-    def _last_words(self) -> str:
-        try:
-            code = self.popen.wait(5)
-        except subprocess.TimeoutExpired:
-            return "it closed its pipe"
-        words = self.drain().decode(errors="replace").split("\n")
-        said = "; ".join(line.strip() for line in words[-5:] if line.strip())
-        if code >= 0:
-            how = f"exit code {code}"
-        else:
-            how = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"{how}: {said}" if said else how
-
-
-def _end(popen: subprocess.Popen[bytes], memory: int, stderr: int, owner: int) -> None:
-    """Kill the child and close what leads to it (in a forked copy of the owner: only close)."""
-    if owner == os.getpid():
-        popen.kill()
-        popen.wait()
-    for stream in (popen.stdin, popen.stdout):
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.close()
-    os.close(memory)
-    os.close(stderr)
-
-
-_orders: queue.SimpleQueue[tuple[tuple[Any, ...], dict[str, Any], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
-_spawner: tuple[int, threading.Thread] | None = None
-_spawner_lock = threading.Lock()
-
-
-def _spawn(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
-    """subprocess.Popen in a thread that lives as long as this process.
-
-    The kernel's "die with your parent" means the parent's *thread*; a child started by a short-lived worker thread
-    would be killed when that thread ends.
-    """
-    global _spawner
-    with _spawner_lock:
-        if _spawner is None or _spawner[0] != os.getpid():
-            thread = threading.Thread(target=_spawn_orders, name="decode-spawner", daemon=True)
-            _spawner = (os.getpid(), thread)
-            thread.start()
-    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    _orders.put((args, kwargs, answer))
-    result = answer.get()
-    if isinstance(result, BaseException):
-        raise result
-    popen: subprocess.Popen[bytes] = result
-    return popen
-
-
-def _spawn_orders() -> None:
-    while True:
-        args, kwargs, answer = _orders.get()
-        try:
-            answer.put(subprocess.Popen(*args, **kwargs))
-        except BaseException as error:
-            answer.put(error)

@@ -9,19 +9,19 @@ import numpy as np
 from pipeline.decode.header import DecodeError
 
 
-def write(memory: int, data: memoryview) -> None:
-    """Write all of `data` at the beginning of a memory file."""
+def write(memory: int, data: memoryview, offset: int = 0) -> None:
+    """Write all of `data` into a memory file, from `offset` on."""
     at = 0
     while at < len(data):
-        at += os.pwrite(memory, data[at:], at)
+        at += os.pwrite(memory, data[at:], offset + at)
 
 
-def read_into(memory: int, pixels: np.ndarray) -> None:
-    """Fill an array from the beginning of a memory file. Raises DecodeError where that holds less."""
+def read_into(memory: int, pixels: np.ndarray, offset: int = 0) -> None:
+    """Fill an array from a memory file, from `offset` on. Raises DecodeError where that holds less."""
     view = pixels.reshape(-1).view(np.uint8).data
     at = 0
     while at < len(view):
-        got = os.preadv(memory, [view[at:]], at)
+        got = os.preadv(memory, [view[at:]], offset + at)
         if got == 0:
             raise DecodeError("the decoding process answered with fewer pixels than it named")
         at += got

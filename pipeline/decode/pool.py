@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import queue
 import threading
+import zlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.decode.child import DecodeChild
+from pipeline.decode.raster import RasterWindow, Window
+from pipeline.decode.raster_header import Asset
 
 _LOOKED_AT_EVERY_S = 1.0
 _WAITING, _BUSY = 0.2, 0.75  # shares of the time from which on one more pays
@@ -35,6 +39,11 @@ class DecodePool:
             return child.decode(data, kind, **limits)
         finally:
             self._idle.put(child)
+
+    def scene(self, assets: Sequence[Asset], window: Window | None, **how: Any) -> RasterWindow:
+        """As `DecodeChild.scene`, always in the same one for the same scene: it has its files and blocks already."""
+        child = self.children[zlib.crc32(assets[0].uri.encode()) % len(self.children)]
+        return child.scene(assets, window, **how)
 
     def note_wait(self, seconds: float, now_s: float) -> None:
         """A reader waited for pixels for `seconds`, until `now_s` (monotonic). Adds a decoder where readers wait for a

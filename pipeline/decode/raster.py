@@ -11,46 +11,18 @@ import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.decode.gdal import gdal_options, gdal_path
 from pipeline.decode.header import DecodeError, TooLarge
+from pipeline.decode.raster_header import Asset, RasterHeader, chosen_bands, misfit
 
 MOST_OPEN = 32  # files
 RESAMPLINGS = ("nearest", "bilinear")
 Window = tuple[int, int, int, int]  # x, y, width, height in pixels of the scene
-
-
-@dataclass(frozen=True)
-class Asset:
-    """A file of a scene, and which of its bands is taken (from 1; None = all but alpha)."""
-
-    uri: str
-    index: int | None = None
-    band: str | None = None  # what the band is called
-
-
-@dataclass(frozen=True)
-class RasterHeader:
-    """What a scene's files say before a pixel is read. `block` is the file's own (height, width)."""
-
-    width: int
-    height: int
-    bands: int
-    dtype: str
-    band_names: tuple[str | None, ...]
-    crs: str | None  # authority and code, else WKT
-    transform: tuple[float, ...] | None  # six numbers, as affine.Affine
-    block: tuple[int, int]
-    nodata: float | None
-    georeference: str  # transform | gcps | none
-    scales: tuple[float, ...]
-    offsets: tuple[float, ...]
-    resampled: tuple[str, ...] = ()  # files that are not on the scene's grid
-    acquired: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,15 +34,27 @@ class RasterWindow:
     header: RasterHeader
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Where the pixels of a scene lie, for labels that are to be brought there."""
+
+    crs: str | None
+    transform: tuple[float, ...] | None
+    width: int
+    height: int
+
+
 class _Scene:
     """The open files of a scene, on one grid."""
 
-    def __init__(self, assets: Sequence[Asset], resampling: str) -> None:
+    def __init__(self, assets: Sequence[Asset], resampling: str, onto: Grid | None) -> None:
         import rasterio
         from rasterio.enums import Resampling
         from rasterio.vrt import WarpedVRT
 
         self.sources = [rasterio.open(gdal_path(asset.uri)) for asset in assets]
+        if onto is not None:
+            self.sources = [_brought(file, onto) for file in self.sources]
         finest = min(self.sources, key=lambda file: abs(file.transform.determinant))
         self.grid = finest
         self.resampled = []
@@ -131,21 +115,32 @@ class _Scene:
             acquired=grid.tags().get("TIFFTAG_DATETIME") or grid.tags().get("ACQUISITIONDATETIME"),
         )
 
-    def read(self, window: Window, *, as_labels: bool = False, physical: bool = False) -> RasterWindow:
+    def read(
+        self, window: Window, *, bands: Sequence[str] = (), as_labels: bool = False, physical: bool = False
+    ) -> RasterWindow:
         from rasterio.windows import Window as Rectangle
 
         here = Rectangle(*window)
-        planes, masks = [], []
+        chosen = chosen_bands(self.header, bands)
+        planes: list[np.ndarray] = []
+        masks, first = [], 0
         for file, indexes in zip(self.files, self.indexes, strict=True):
-            planes.append(file.read(indexes, window=here))
-            masks.append(_valid(file, indexes, planes[-1], here))
-        values = planes[0] if len(planes) == 1 else np.concatenate(planes)
+            wanted = [i for place, i in enumerate(indexes, first) if place in chosen or self.palette is not None]
+            first += len(indexes)
+            if wanted:
+                planes.extend(file.read(wanted, window=here))
+                masks.append(_valid(file, wanted, here))
+        values = np.stack(planes)
         known = [mask for mask in masks if mask is not None]
         valid = np.logical_and.reduce(known) if known else None
         if self.palette is not None and not as_labels:
             values = np.moveaxis(self.palette[values[0].view(np.uint8) if values.itemsize == 1 else values[0]], -1, 0)
+        else:
+            values = values[[sorted(set(chosen)).index(place) for place in chosen]]  # in the order asked for
         if physical:
-            scales, offsets = (np.array(numbers) for numbers in (self.header.scales, self.header.offsets))
+            scales, offsets = (
+                np.array([numbers[i] for i in chosen]) for numbers in (self.header.scales, self.header.offsets)
+            )
             values = (values * scales[:, None, None] + offsets[:, None, None]).astype(np.float32)
         if values.dtype.kind == "f":
             finite = np.isfinite(values).all(axis=0)
@@ -174,13 +169,24 @@ class Scenes:
         window: Window | None,
         *,
         resampling: str = "bilinear",
+        onto: Grid | None = None,
         max_pixels: int | None = None,
+        bands: Sequence[str] = (),
+        takes: tuple[int, bool] | None = None,
         as_labels: bool = False,
         physical: bool = False,
     ) -> RasterWindow:
-        """A window (None: the whole scene). Raises DecodeError, TooLarge above `max_pixels`."""
+        """A window (None: the whole scene).
+
+        `onto` is the grid of another scene (nearest); without a georeference on one side the sizes must be equal.
+        `bands` are chosen by name or number (from 1); none are all. `takes` is what the network takes: how many bands,
+        and whether bytes. Raises DecodeError (found on the header where bands or type do not fit), TooLarge above
+        `max_pixels`.
+        """
         with _gdal():
-            scene = self._scene(assets, resampling)
+            scene = self._scene(assets, resampling, onto)
+            if takes is not None and (reason := misfit(scene.header, bands, *takes)):
+                raise DecodeError(reason)
             width, height = scene.header.width, scene.header.height
             window = window or (0, 0, width, height)
             if max_pixels is not None and window[2] * window[3] > max_pixels:
@@ -188,7 +194,7 @@ class Scenes:
             if window[0] + window[2] > width or window[1] + window[3] > height or min(window[:2]) < 0:
                 raise DecodeError(f"window {window} lies outside of the scene of {width}x{height}")
             try:
-                return scene.read(window, as_labels=as_labels, physical=physical)
+                return scene.read(window, bands=bands, as_labels=as_labels, physical=physical)
             except BaseException:
                 self.forget(assets)  # what a failed read leaves in a file's cache is not known
                 raise
@@ -198,12 +204,12 @@ class Scenes:
             with contextlib.suppress(Exception):
                 self._open.pop(key).close()
 
-    def _scene(self, assets: Sequence[Asset], resampling: str, fresh: bool = False) -> _Scene:
-        key = (resampling, tuple(assets))
+    def _scene(self, assets: Sequence[Asset], resampling: str, onto: Grid | None = None, fresh: bool = False) -> _Scene:
+        key = (resampling, tuple(assets), onto)
         if fresh:
             self.forget(assets)
         if key not in self._open:
-            self._open[key] = _Scene(assets, resampling)
+            self._open[key] = _Scene(assets, resampling, onto)
             while len(self._open) > 1 and sum(len(key[1]) for key in self._open) > MOST_OPEN:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(key)
@@ -230,7 +236,7 @@ def _gdal() -> Any:
         raise DecodeError("; ".join(dict.fromkeys(" ".join(text.split()) for text in reasons if text))) from None
 
 
-def _valid(file: Any, indexes: list[int], planes: np.ndarray, window: Any) -> np.ndarray | None:
+def _valid(file: Any, indexes: list[int], window: Any) -> np.ndarray | None:
     """H x W, or None where nothing is masked. A nodata value of 0 counts where all bands have it, for one dark band is
     no gap; every other one where any band has it. A mask or an alpha of 0 counts by itself."""
     from rasterio.enums import MaskFlags
@@ -245,6 +251,36 @@ def _valid(file: Any, indexes: list[int], planes: np.ndarray, window: Any) -> np
     else:
         valid = file.read_masks(indexes[0], window=window) != 0
     return None if valid.all() else valid
+
+
+def _brought(file: Any, onto: Grid) -> Any:
+    """A file of labels on another grid, nearest; pixels that it does not cover are not valid."""
+    import rasterio
+    from rasterio.enums import Resampling
+    from rasterio.vrt import WarpedVRT
+
+    size = (onto.width, onto.height)
+    if file.crs is None or onto.crs is None or onto.transform is None:
+        if (file.width, file.height) != size:
+            raise DecodeError(
+                f"{file.width}x{file.height} for a picture of {size[0]}x{size[1]}, and without a georeference on both"
+                " sides one cannot be brought to the other"
+            )
+        return file
+    crs, transform = rasterio.crs.CRS.from_user_input(onto.crs), rasterio.Affine(*onto.transform)
+    if (file.width, file.height) == size and file.crs == crs and file.transform.almost_equals(transform, 1e-6):
+        return file
+    return WarpedVRT(
+        file,
+        crs=crs,
+        transform=transform,
+        width=onto.width,
+        height=onto.height,
+        resampling=Resampling.nearest,
+        src_nodata=None,
+        nodata=None,
+        add_alpha=True,
+    )
 
 
 def _palette(file: Any) -> np.ndarray | None:
@@ -289,12 +325,3 @@ def _require_same_extent(file: Any, finest: Any, uri: str) -> None:
             f"files of one scene cover different areas: {uri} {tuple(file.bounds)} in {_crs_text(file.crs)},"
             f" {finest.name} {tuple(finest.bounds)} in {_crs_text(finest.crs)}"
         )
-
-
-def header_json(header: RasterHeader) -> dict[str, Any]:
-    return asdict(header)
-
-
-def header_of(text: dict[str, Any]) -> RasterHeader:
-    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in text.items()}
-    return RasterHeader(**values)

@@ -16,6 +16,8 @@ import numpy as np
 from pipeline.decode.header import DecodeError, read_header
 from pipeline.decode.memory_file import write
 from pipeline.decode.picture import decode, decode_label
+from pipeline.decode.raster import Grid, Scenes
+from pipeline.decode.raster_header import Asset, header_json
 from pipeline.runtime.process import end_with_parent
 
 
@@ -28,9 +30,14 @@ def serve(memory: int) -> None:
         replies.write(json.dumps(_answer(memory, json.loads(line))).encode() + b"\n")
 
 
+_scenes = Scenes()  # open between requests
+
+
 def _answer(memory: int, request: dict[str, Any]) -> dict[str, Any]:
     kind, max_pixels = request["kind"], request["max_pixels"]
     try:
+        if kind in ("scene header", "scene"):
+            return _of_scene(memory, kind, request.pop("assets"), max_pixels, request["scene"])
         data = os.pread(memory, request["size_bytes"], 0)
         if kind == "header":
             return {"header": vars(read_header(data, max_pixels=max_pixels))}
@@ -41,6 +48,27 @@ def _answer(memory: int, request: dict[str, Any]) -> dict[str, Any]:
         return {"error": type(error).__name__, "text": str(error)[:2000]}
     except MemoryError:
         return {"error": "DecodeError", "text": "more memory needed than the decoder may use"}
+
+
+def _of_scene(memory: int, kind: str, assets: Any, max_pixels: int | None, how: dict[str, Any]) -> dict[str, Any]:
+    files = tuple(Asset(*asset) for asset in assets)
+    if kind == "scene header":
+        return {"header": header_json(_scenes.header(files, **how))}
+    window = how.pop("window")
+    if how.get("onto") is not None:
+        crs, transform, width, height = how["onto"]
+        how["onto"] = Grid(crs, None if transform is None else tuple(transform), width, height)
+    found = _scenes.read(files, None if window is None else tuple(window), max_pixels=max_pixels, **how)
+    values = found.values.reshape(-1).view(np.uint8).data
+    write(memory, values)
+    if found.valid is not None:
+        write(memory, np.packbits(found.valid).data, len(values))
+    return {
+        "shape": found.values.shape,
+        "dtype": found.values.dtype.str,
+        "has_mask": found.valid is not None,
+        "header": header_json(found.header),
+    }
 
 
 def main(parent: int, memory: int, memory_limit_bytes: int) -> None:

@@ -47,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> str:
     with open_run(
         config.output, "evaluate", result, config, overwrite=config.overwrite, single_writer=config.single_writer
     ) as run:
-        manifest = manifest_of(run, config.labels, summary=describe_truth)
+        manifest = manifest_of(run, config.labels, summary=describe_truth, whole_scenes=True)
         if run.summary is not None:
             return f"complete: {headline(run.summary)}\nreport in {run.at('report.html')}"
         scoring = _scoring(config, run, predictions, label_set, manifest)

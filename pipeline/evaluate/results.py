@@ -167,12 +167,13 @@ class Results:
         return masks
 
     def _example(self, region: Region, mask: np.ndarray) -> report.Example | None:
-        row, truth, picture = region.row, region.truth, region.pixels
-        if truth is not None and row["window"] is not None:
+        row, truth = region.row, region.truth
+        picture = None if region.pixels is None else region.pixels.values[region.pixels.core_slices]
+        if truth is not None and row["window"] is not None and region.grid is None:
             truth = truth[row["window"]["y"] :, row["window"]["x"] :][: mask.shape[0], : mask.shape[1]]
         if truth is None or truth.shape != mask.shape:
             return None
-        if picture is not None and picture.shape[:2] != mask.shape:
+        if picture is not None and (picture.shape != (*mask.shape, 3) or picture.dtype != np.uint8):
             picture = None
         note = ""
         if row["confusion"]:

@@ -5,6 +5,7 @@ and their relatives.
 
 Reading order:
     confusion_matrix   counting, adding up, and the definitions of every figure
+    areas              square metres of every class in a window of a scene
 """
 
 from pipeline.metrics.confusion_matrix import ConfusionMatrix

@@ -12,6 +12,8 @@ Reading order:
     weights_file   weights as people find them
     limits         the batch and picture sizes that a network can be fed
     spec           what a checkpoint says of its network (no torch needed)
+    scene_input    bands and scaling: how a network is fed from raster scenes
+    normalization  pixels of any type -> what a network is fed
     checkpoint     a network saved to a folder and loaded from it
 """
 

@@ -24,10 +24,34 @@ DESCRIPTION = "model.json"
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """How values of a scene are brought to 0..1, band by band: value x scale + offset, clipped.
+
+    `kind` says where the numbers come from: `fixed` (given), `percentile` (of a sample of the training scenes); with
+    `metadata` each file's own scale and offset were applied when it was read, with `none` nothing is done; both are not
+    clipped.
+    """
+
+    kind: str
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+
+    @property
+    def clips(self) -> bool:
+        return self.kind in ("fixed", "percentile")
+
+    @classmethod
+    def from_json(cls, text: dict[str, Any]) -> Scaling:
+        return cls(text["kind"], tuple(text["scales"]), tuple(text["offsets"]))
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """All that is needed to rebuild a network, feed it pixels and read its class ids.
 
-    A pixel enters as (pixel / scale - mean) / std, band by band, in `channel_order`; pictures are padded to a multiple
+    A pixel enters as (pixel / scale - mean) / std, band by band, in `channel_order`; with a `scaling` that takes the
+    place of the division. `band_names` are the bands of a scene that it takes, by name or number (none: all), `dtype`
+    is "uint8" where it learnt bytes and "wide" where it learnt wider values. Pictures are padded to a multiple
     of `size_multiple` pixels. With `input_size` (height, width) every picture is resized to it (bilinear, antialiased)
     and the logits are brought back to the picture's size (bilinear). `class_map` gives for each output channel the
     class it stands for, or None for none of the label set's; without it the channels are the classes.
@@ -50,6 +74,9 @@ class ModelSpec:
     input_size: tuple[int, int] | None = None
     class_map: tuple[int | None, ...] | None = None
     imported_from: str = ""
+    band_names: tuple[str, ...] = ()
+    scaling: Scaling | None = None
+    dtype: str = "uint8"
 
     def __post_init__(self) -> None:
         if len(self.mean) != self.bands or len(self.std) != self.bands:
@@ -64,6 +91,10 @@ class ModelSpec:
                 found=f"std={self.std}, scale={self.scale}, size_multiple={self.size_multiple}",
                 expected="all above 0",
             )
+        if self.scaling is not None and {len(self.scaling.scales), len(self.scaling.offsets)} != {self.bands}:
+            raise InputError(
+                "scaling does not fit the bands", found=f"{len(self.scaling.scales)} scales", expected=str(self.bands)
+            )
         if self.channel_order not in ("rgb", "bgr"):
             raise InputError("channel order out of range", found=self.channel_order, expected="rgb or bgr")
         if self.input_size is not None and (len(self.input_size) != 2 or min(self.input_size) < 1):
@@ -75,6 +106,11 @@ class ModelSpec:
                 found=f"class {wrong[0]}",
                 expected=f"0 to {self.label_set.num_classes - 1} of {self.label_set.name}",
             )
+
+    @property
+    def takes(self) -> tuple[int, bool]:
+        """How many bands, and whether bytes: what a scene must have."""
+        return self.bands, self.dtype == "uint8"
 
     @property
     def num_channels(self) -> int:
@@ -89,14 +125,17 @@ class ModelSpec:
     def to_json(self) -> dict[str, Any]:
         """As in model.json; what is not set of the later fields is left out, as it was before there were any."""
         text = {**asdict(self), "label_set": self.label_set.to_json()}
-        return {k: v for k, v in text.items() if v or k not in ("input_size", "class_map", "imported_from")}
+        later = ("input_size", "class_map", "imported_from", "band_names", "scaling")
+        return {k: v for k, v in text.items() if (v or k not in later) and (k, v) != ("dtype", "uint8")}
 
     @classmethod
     def from_json(cls, text: dict[str, Any]) -> ModelSpec:
         """The inverse of `to_json`; keys it does not know (of a newer version) are left out."""
         values = {key: value for key, value in text.items() if key in cls.__dataclass_fields__}
         values["label_set"] = LabelSet.from_json(values["label_set"])
-        for name in ("mean", "std", "input_size", "class_map"):
+        if values.get("scaling") is not None:
+            values["scaling"] = Scaling.from_json(values["scaling"])
+        for name in ("mean", "std", "input_size", "class_map", "band_names"):
             if values.get(name) is not None or name in ("mean", "std"):
                 values[name] = tuple(values[name])
         return cls(**values)

@@ -33,7 +33,7 @@ def argmax(logits: Tensor, size: tuple[int, int] | None = None) -> tuple[Tensor,
     """
     classes = logits.shape[0]
     height, width = size or logits.shape[1:]
-    kind = torch.uint8 if classes <= 254 else torch.int32
+    kind = torch.uint8 if classes <= 254 else torch.int32  # 255 is left for "no prediction"
     class_map = torch.zeros(height, width, dtype=kind, device=logits.device)
     confidence = torch.empty(height, width, dtype=torch.float32, device=logits.device)
     for rows, band in _bands(logits, size):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from pipeline.prediction.forward import Forward, Pending
 from pipeline.prediction.stitching import Tile, TileResult
 
 _RECORDED_AFTER = 2  # batches of a shape: a collection of any sizes does not record for ever
-_Shape = tuple[int, ...]
+_VALID, _COUNTED = 1, 2  # marks of a pixel: the network sees it; it is kept and has a prediction
+_Shape = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class _Recording:
 
     graph: torch.cuda.CUDAGraph
     pixels: Tensor
-    counted: Tensor | None
+    marks: Tensor | None
     outputs: _Outputs
 
 
@@ -49,7 +51,7 @@ class _Buffers:
     """Pinned memory of one batch on its way: what goes in and, once the device is done, what came out."""
 
     pixels: Tensor
-    counted: Tensor
+    marks: Tensor
     busy: bool = False
     out: dict[str, Tensor] = field(default_factory=dict)
 
@@ -74,10 +76,10 @@ class DeviceForward(Forward):
         try:
             pixels = buffers.pixels[: len(batch)]
             self.stacked(batch, out=pixels.numpy())
-            counted = self._counted(batch, buffers.counted)
+            marks = self._marks(batch, buffers.marks)
             if len(batch) < padded_size:
                 buffers.pixels[len(batch) :] = pixels[0]  # any legal pixels: they are not counted
-            outputs = self._run(buffers.pixels, counted)
+            outputs = self._run(buffers.pixels, marks)
             return self._fetch(batch, outputs, buffers)
         except BaseException:
             buffers.busy = False
@@ -92,48 +94,52 @@ class DeviceForward(Forward):
     def _take(self, pixels: np.ndarray, size: int) -> _Buffers:
         """Buffers that no batch uses, for tiles of this shape."""
         shape = (size, *pixels.shape)
-        mine = self._buffers.setdefault(shape, [])
+        key = (*shape, pixels.dtype.str)
+        mine = self._buffers.setdefault(key, [])
         if len(self._buffers) > MOST_SHAPES:  # those of other shapes are freed when their batch is done
-            self._buffers = {shape: mine}
+            self._buffers = {key: mine}
         buffers = next((one for one in mine if not one.busy), None)
         if buffers is None:
             kind = torch.from_numpy(np.empty(0, pixels.dtype)).dtype
-            buffers = _Buffers(self._pinned(shape, kind), self._pinned(shape[:3], torch.bool))
+            buffers = _Buffers(self._pinned(shape, kind), self._pinned(shape[:3], torch.uint8))
             mine.append(buffers)
         buffers.busy = True
         return buffers
 
-    def _counted(self, batch: list[Tile], counted: Tensor) -> Tensor | None:
-        """N x H x W, which pixels of each tile are kept; None where all are."""
+    def _marks(self, batch: list[Tile], marks: Tensor) -> Tensor | None:
+        """N x H x W uint8, `_VALID` and `_COUNTED` of each pixel; None where all of them are both."""
         height, width = batch[0].pixels.shape[:2]
         whole = (slice(0, height), slice(0, width))
-        if len(batch) == len(counted) and all(tile.inner == whole for tile in batch):
+        full = len(batch) == len(marks) and all(tile.inner == whole for tile in batch)
+        if full and all(tile.valid is None for tile in batch):
             return None
-        counted[:] = False
-        for kept, tile in zip(counted, batch, strict=False):
-            kept[tile.inner] = True
-        return counted
+        marks[:] = _VALID
+        for mark, tile in zip(marks, batch, strict=False):
+            mark[tile.inner] = _VALID | _COUNTED
+            if tile.valid is not None:
+                mark *= torch.from_numpy(tile.valid)
+        return marks
 
-    def _run(self, pixels: Tensor, counted: Tensor | None) -> _Outputs:
-        key = (tuple(pixels.shape), counted is not None)
+    def _run(self, pixels: Tensor, marks: Tensor | None) -> _Outputs:
+        key = ((*pixels.shape, str(pixels.dtype)), marks is not None)
         if key not in self._recorded and self.device.type == "cuda":
             self._seen[key] = self._seen.get(key, 0) + 1
             if self._seen[key] > _RECORDED_AFTER and len(self._recorded) < MOST_SHAPES:
-                self._recorded[key] = self._record(pixels, counted)
+                self._recorded[key] = self._record(pixels, marks)
         recording = self._recorded.get(key)
         if recording is None:
             there = pixels.to(self.device, non_blocking=True)
-            return self._outputs(there, None if counted is None else counted.to(self.device, non_blocking=True))
+            return self._outputs(there, None if marks is None else marks.to(self.device, non_blocking=True))
         recording.pixels.copy_(pixels, non_blocking=True)
-        if counted is not None and recording.counted is not None:
-            recording.counted.copy_(counted, non_blocking=True)
+        if marks is not None and recording.marks is not None:
+            recording.marks.copy_(marks, non_blocking=True)
         recording.graph.replay()
         return recording.outputs
 
-    def _record(self, pixels: Tensor, counted: Tensor | None) -> _Recording | None:
+    def _record(self, pixels: Tensor, marks: Tensor | None) -> _Recording | None:
         """None where the network asks the device something on its way, which a graph cannot hold."""
         still = pixels.to(self.device)
-        kept = None if counted is None else counted.to(self.device)
+        kept = None if marks is None else marks.to(self.device)
         graph = torch.cuda.CUDAGraph()
         try:
             side = torch.cuda.Stream()
@@ -150,10 +156,12 @@ class DeviceForward(Forward):
             torch.cuda.synchronize()
             return None
 
-    def _outputs(self, pixels: Tensor, counted: Tensor | None) -> _Outputs:
+    def _outputs(self, pixels: Tensor, marks: Tensor | None) -> _Outputs:
         height, width = pixels.shape[1:3]
         classes, ignore = self.spec.label_set.num_classes, self.spec.label_set.ignore_value
-        logits = self.logits(pixels, len(pixels))[..., :height, :width].float()
+        valid = None if marks is None else (marks & _VALID).bool()
+        counted = None if marks is None else (marks & _COUNTED).bool()
+        logits = self.logits(pixels, len(pixels), valid)[..., :height, :width].float()
         best = logits.amax(1)
         class_map = logits.argmax(1)  # the first of equal channels, as in `argmax.argmax`
         confidence = (logits - best[:, None]).exp_().sum(1).reciprocal_()
@@ -161,10 +169,10 @@ class DeviceForward(Forward):
         class_map = class_map.to(kind) if self.labels is None else self.labels[class_map]
         if counted is not None:
             class_map = class_map.masked_fill(~counted, ignore)
+            confidence = confidence.masked_fill(~counted, 0)
         is_class = class_map < classes
         low = ((confidence < self.options.low_confidence) & is_class).sum((1, 2), dtype=torch.float64)
-        wrong = confidence.isnan()
-        wrong = (wrong if counted is None else wrong & counted).sum((1, 2), dtype=torch.float64)
+        wrong = confidence.isnan().sum((1, 2), dtype=torch.float64)
         pixels_of, sums_of = [], []
         for k in range(classes):  # a weighted bincount would add in any order
             here = class_map == k

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.models.limits import UNLIMITED, InputLimits, Range
+from pipeline.models.normalization import Normalization
 from pipeline.models.spec import ModelSpec
 from pipeline.prediction.argmax import argmax, channel_classes, per_class, probabilities
 from pipeline.prediction.engines import Network
@@ -47,16 +48,14 @@ class Forward:
         limits: InputLimits = UNLIMITED,
     ) -> None:
         self.network, self.spec, self.device, self.options, self.limits = network, spec, device, options, limits
-        std = torch.tensor(spec.std, dtype=torch.float32, device=device)
-        mean = torch.tensor(spec.mean, dtype=torch.float32, device=device)
-        self._factor = (1 / (spec.scale * std))[:, None, None]
-        self._shift = (-mean / std)[:, None, None]
+        self._normalize = Normalization(spec, device)
         self.labels = channel_classes(spec).to(device) if spec.class_map is not None else None
 
     @torch.inference_mode()
     def launch(self, batch: list[Tile], padded_size: int) -> Pending:
         """Run a batch, padded to `padded_size` tiles. Raises whatever the network or the device raises."""
-        logits = self.logits(torch.from_numpy(self.stacked(batch)).to(self.device), padded_size)
+        pixels, valid = torch.from_numpy(self.stacked(batch)), self._valid(batch)
+        logits = self.logits(pixels.to(self.device), padded_size, None if valid is None else valid.to(self.device))
         # all of the batch before any picture is touched: a batch that fails half-way is run again
         found = [self._result(tile, tile_logits) for tile, tile_logits in zip(batch, logits, strict=False)]
         return lambda: found
@@ -70,9 +69,16 @@ class Forward:
         backwards = self.spec.channel_order == "bgr"
         return np.stack([tile.pixels[..., ::-1] if backwards else tile.pixels for tile in batch], out=out)
 
-    def logits(self, pixels: Tensor, padded_size: int) -> Tensor:
+    def _valid(self, batch: list[Tile]) -> Tensor | None:
+        """N x H x W bool, None where all of it is valid."""
+        if all(tile.valid is None for tile in batch):
+            return None
+        size = batch[0].pixels.shape[:2]
+        return torch.from_numpy(np.stack([np.ones(size, bool) if t.valid is None else t.valid for t in batch]))
+
+    def logits(self, pixels: Tensor, padded_size: int, valid: Tensor | None = None) -> Tensor:
         """N x H x W x B on the device -> logits `padded_size` x K x H' x W' (H', W' are H, W or more)."""
-        x = pixels.permute(0, 3, 1, 2).to(torch.float32).mul_(self._factor).add_(self._shift)
+        x = self._normalize(pixels, valid)
         bottom, right = self._padding(x.shape[-2], self.limits.height), self._padding(x.shape[-1], self.limits.width)
         if len(x) < padded_size or bottom or right:  # with the mean colour, which is 0 here
             x = functional.pad(x, (0, right, 0, bottom, 0, 0, 0, padded_size - len(x)))
@@ -89,15 +95,27 @@ class Forward:
         return logits
 
     def _result(self, tile: Tile, logits: Tensor) -> TileResult:
-        kept = logits[(slice(None), *tile.inner)]
         options, classes = self.options, self.spec.label_set.num_classes
-        planes = probabilities(kept, classes, self.labels, tile.enlarged) if options.keep_probabilities else None
-        class_map, confidence = argmax(kept, tile.enlarged)
+        inner, height, width = tile.inner, *tile.pixels.shape[:2]
+        if tile.enlarged is None:
+            logits = logits[(slice(None), *inner)]
+        else:
+            logits = logits[:, :height, :width]
+        planes = probabilities(logits, classes, self.labels, tile.enlarged) if options.keep_probabilities else None
+        class_map, confidence = argmax(logits, tile.enlarged)
+        if tile.enlarged is not None:
+            class_map, confidence = class_map[inner], confidence[inner]
+            planes = None if planes is None else planes[(slice(None), *inner)]
         if self.labels is not None:
             class_map = self.labels[class_map.int()]
+        if (known := tile.kept_valid) is not None:
+            lost = ~torch.from_numpy(known).to(self.device)
+            class_map = class_map.masked_fill(lost, self.spec.label_set.ignore_value)
+            confidence = confidence.masked_fill(lost, 0)
+            planes = None if planes is None else planes.masked_fill(lost, 0)
         pixels, sums = per_class(class_map, confidence, classes)
         low, wrong = confidence < options.low_confidence, not bool(sums.isfinite().all())
-        if self.labels is not None:
+        if self.labels is not None or known is not None:
             low &= class_map < classes
             wrong |= bool(confidence.isnan().any())
         kept_confidence = (confidence * 255).round_().to(torch.uint8) if options.keep_confidence else None

@@ -24,11 +24,13 @@ from pipeline.prediction.engines import Network, require_engine, run_by
 from pipeline.prediction.folding import fold_batch_norm
 from pipeline.prediction.forward import PRECISIONS, ForwardOptions, Pending
 from pipeline.prediction.packing import pack_convolutions
-from pipeline.prediction.stitching import Prediction, Stitcher, Tile
+from pipeline.prediction.stitching import Prediction, Stitcher, Tile, TileResult
 from pipeline.prediction.tiling import Cut, cut_fixed, cut_side
 from pipeline.prediction.views import Views
+from pipeline.reading.pixels import Pixels
 from pipeline.runtime.process import keep_freed_memory
 
+TILE_PX = 1024
 BATCHES_AT_ONCE = 8  # on a GPU
 GRID_PX = 32  # the deepest stride of any network here: tiles that start on it see the same strided grid as the whole
 
@@ -42,8 +44,9 @@ class Predictor:
 
     `batch_size` is the pictures (tiles) in a forward pass: None is 1 on a CPU, where more gain nothing, and 8 on a GPU.
     A batch too large for memory is halved for the pictures of that shape. Pictures with a side over `tile_px` are
-    tiled, with at least `overlap_px` of overlap. A network with `limits` of its own (an exported program) is fed within
-    them: batches and pictures are padded to its least, tiled at its largest.
+    tiled, with at least `overlap_px` of overlap; None is 1024, and windows of scenes, which have halos, whole. A
+    network with `limits` of its own (an exported program) is fed within them: batches and pictures are padded to its
+    least, tiled at its largest.
 
     `precision` is "auto" (float32 without TF32: a mask must not depend on the device), "float32", "bfloat16" or
     "float16". `threads` sets torch's threads for the whole process; their number changes a network's last bits. `flip`
@@ -59,7 +62,7 @@ class Predictor:
         *,
         device: str = "auto",
         batch_size: int | None = None,
-        tile_px: int = 1024,
+        tile_px: int | None = None,
         overlap_px: int = 128,
         precision: str = "auto",
         low_confidence: float = 0.5,
@@ -71,6 +74,7 @@ class Predictor:
         engine: str = "eager",
     ) -> None:
         self.grid_px = math.lcm(GRID_PX, spec.size_multiple)
+        self.windows_whole, tile_px = tile_px is None, tile_px or TILE_PX
         if overlap_px < 0 or tile_px - overlap_px < 2 * self.grid_px:
             raise InputError(
                 "tiles too small for their overlap",
@@ -125,30 +129,31 @@ class Predictor:
         """How many pictures a call should be given: on a GPU several batches, launched while others are fetched."""
         return self.batch_size * (BATCHES_AT_ONCE if self._forward.most_ahead > 1 else 1)
 
-    def batch_size_of(self, picture: np.ndarray) -> int:
+    def batch_size_of(self, picture: Pixels | np.ndarray) -> int:
         """Tiles per forward for pictures of this shape: less than `batch_size` where that did not fit into memory."""
-        tile = self._tiles(Stitcher(picture, self.spec))[0]
+        tile = self._tiles(Stitcher(as_pixels(picture), self.spec))[0]
         return self._fits.get(tile.pixels.shape, self.batch_size)
 
-    def predict(self, pictures: Sequence[np.ndarray]) -> list[Prediction | Exception]:
-        """One prediction per picture (H x W x B uint8, RGB order where B is 3; sizes may differ), in order.
+    def predict(self, pictures: Sequence[Pixels | np.ndarray]) -> list[Prediction | Exception]:
+        """One prediction per picture (H x W x B, RGB order where B is 3; sizes may differ), in order.
 
-        A picture that the network cannot take, or on which it raises, gets that exception in place of a prediction; the
-        others are predicted. Raises DeviceError where the device itself has failed.
+        Of `Pixels` it is the core that is predicted, and what is not valid has no prediction. A core without a valid
+        pixel is answered without the network. A picture that the network cannot take, or on which it raises, gets that
+        exception in place of a prediction; the others are predicted. Raises DeviceError where the device has failed.
         """
         predictions: list[Prediction | Exception | None] = [None] * len(pictures)
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for i, picture in enumerate(pictures):
-            if picture.ndim != 3 or picture.shape[2] != self.spec.bands or 0 in picture.shape:
+        by_shape: dict[tuple[int | str, ...], list[int]] = {}
+        given = [as_pixels(picture) for picture in pictures]
+        for i, picture in enumerate(given):
+            if len(picture.shape) != 3 or picture.shape[2] != self.spec.bands or 0 in picture.shape:
                 predictions[i] = ValueError(
                     f"picture of shape {'x'.join(map(str, picture.shape))}; the network takes HxWx{self.spec.bands}"
                 )
             else:
-                by_shape.setdefault(self.spec.input_size or picture.shape, []).append(i)
+                shape = (*self.spec.input_size, picture.shape[2]) if self.spec.input_size else picture.shape
+                by_shape.setdefault((*shape, picture.values.dtype.str), []).append(i)
         for members in by_shape.values():
-            stitchers = [
-                Stitcher(pictures[i], self.spec, self.keep_confidence, self.keep_probabilities) for i in members
-            ]
+            stitchers = [Stitcher(given[i], self.spec, self.keep_confidence, self.keep_probabilities) for i in members]
             self._run([tile for stitcher in stitchers for tile in self._tiles(stitcher)])
             for i, stitcher in zip(members, stitchers, strict=True):
                 predictions[i] = stitcher.error or stitcher.prediction()
@@ -159,16 +164,22 @@ class Predictor:
         if self.spec.input_size is not None:
             row, column = (Cut(slice(0, side), slice(0, side)) for side in (height, width))
             return [Tile(stitcher, row, column, self.spec.input_size)]
-        rows, columns = self._cuts(height, self.limits.height), self._cuts(width, self.limits.width)
-        return [Tile(stitcher, row, column) for row in rows for column in columns]
+        whole = self.windows_whole and stitcher.picture.core is not None
+        tile_px = max(height, width) if whole else self.tile_px
+        rows, columns = self._cuts(height, tile_px, self.limits.height), self._cuts(width, tile_px, self.limits.width)
+        tiles = [Tile(stitcher, row, column) for row in rows for column in columns]
+        return [tile for tile in tiles if all(part.start < part.stop for part in tile.kept)]  # not the halo's own
 
-    def _cuts(self, side_px: int, limit: Range) -> list[Cut]:
-        if limit.high is not None and limit.high < max(self.tile_px, limit.low + 1):
+    def _cuts(self, side_px: int, tile_px: int, limit: Range) -> list[Cut]:
+        if limit.high is not None and limit.high < max(tile_px, limit.low + 1):
             return cut_fixed(side_px, limit.high - limit.high % self.spec.size_multiple, self.overlap_px)
-        return cut_side(side_px, self.tile_px, self.overlap_px, self.grid_px)
+        return cut_side(side_px, tile_px, self.overlap_px, self.grid_px)
 
     def _run(self, tiles: list[Tile]) -> None:
         """Predict tiles of one shape for their pictures, in batches that fit into memory."""
+        tiles = [tile for tile in tiles if not self._answered(tile)]
+        if not tiles:
+            return
         shape = tiles[0].pixels.shape
         under_way: deque[tuple[list[Tile], Pending]] = deque()
         while tiles or under_way:
@@ -186,6 +197,15 @@ class Predictor:
                 self._mend(error, batch, shape, size)
             tiles = [tile for tile in tiles if tile.stitcher.error is None]
 
+    def _answered(self, tile: Tile) -> bool:
+        """Answer a tile without a valid pixel: there is nothing that the network could see."""
+        known = tile.kept_valid
+        if known is None or known.any():
+            return False
+        options, labels = self._forward.options, self.spec.label_set
+        tile.stitcher.add(tile.outer, TileResult.nothing(known.shape, labels, options.keep_probabilities))
+        return True
+
     def _mend(self, error: Exception, batch: list[Tile], shape: tuple[int, ...], size: int) -> None:
         """A batch has failed: run it again in smaller ones, or each tile for itself, to find the one to blame."""
         if _is_broken(error):
@@ -201,6 +221,11 @@ class Predictor:
                 self._run([tile])
         else:
             batch[0].stitcher.error = error
+
+
+def as_pixels(picture: Pixels | np.ndarray) -> Pixels:
+    """A picture all of whose pixels are valid and predicted, where it is an array."""
+    return picture if isinstance(picture, Pixels) else Pixels(picture)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -11,9 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
+from pipeline.labels import LabelSet
 from pipeline.models.spec import ModelSpec
 from pipeline.prediction.resizing import resize_pixels
 from pipeline.prediction.tiling import Cut
+from pipeline.reading.pixels import Pixels
 
 
 @dataclass(frozen=True)
@@ -44,21 +46,36 @@ class TileResult:
     confidence: np.ndarray | None = None  # h x w uint8
     probabilities: np.ndarray | None = None  # K x h x w uint8
 
+    @classmethod
+    def nothing(cls, size: tuple[int, ...], label_set: LabelSet, with_probabilities: bool) -> TileResult:
+        """Of a tile of which no pixel is valid."""
+        classes = label_set.num_classes
+        return cls(
+            class_map=np.full(size, label_set.ignore_value, label_set.mask_dtype),
+            class_pixels=np.zeros(classes, np.int64),
+            confidence_sum=np.zeros(classes),
+            low_pixels=0,
+            are_numbers=True,
+            confidence=np.zeros(size, np.uint8),
+            probabilities=np.zeros((classes, *size), np.uint8) if with_probabilities else None,
+        )
+
 
 class Stitcher:
-    """Adds up the prediction of one picture from the inner parts of its tiles."""
+    """Adds up the prediction of the core of one picture from the inner parts of its tiles."""
 
     def __init__(
-        self, picture: np.ndarray, spec: ModelSpec, keep_confidence: bool = False, keep_probabilities: bool = False
+        self, picture: Pixels, spec: ModelSpec, keep_confidence: bool = False, keep_probabilities: bool = False
     ) -> None:
         self.picture = picture
         self.error: Exception | None = None
-        self.class_map = np.empty(picture.shape[:2], dtype=spec.label_set.mask_dtype)
+        size = picture.core_size
+        self.class_map = np.empty(size, dtype=spec.label_set.mask_dtype)
         self.class_pixels = np.zeros(spec.label_set.num_classes, dtype=np.int64)
         self.confidence_sum = np.zeros(spec.label_set.num_classes, dtype=np.float64)
         self.low_pixels = 0
-        self.confidence = np.empty(picture.shape[:2], dtype=np.uint8) if keep_confidence else None
-        planes = (spec.label_set.num_classes, *picture.shape[:2])
+        self.confidence = np.empty(size, dtype=np.uint8) if keep_confidence else None
+        planes = (spec.label_set.num_classes, *size)
         self.probabilities = np.empty(planes, dtype=np.uint8) if keep_probabilities else None
 
     def add(self, where: tuple[slice, slice], found: TileResult) -> None:
@@ -101,25 +118,66 @@ class Tile:
 
     @cached_property
     def pixels(self) -> np.ndarray:
-        pixels = self.stitcher.picture[self.row.read, self.column.read]
-        return pixels if self.input_size is None else resize_pixels(pixels, self.input_size)
+        """What the network sees, H x W x B."""
+        picture = self.stitcher.picture
+        pixels = picture.values[self.row.read, self.column.read]
+        if self.input_size is None:
+            return pixels
+        if picture.valid is not None:  # what is not valid would run into its neighbours: the mean of the others
+            valid = picture.valid[self.row.read, self.column.read]
+            pixels = np.where(valid[..., None], pixels, pixels[valid].mean(axis=0) if valid.any() else 0)
+        return resize_pixels(pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32), self.input_size)
+
+    @cached_property
+    def valid(self) -> np.ndarray | None:
+        """H x W bool of what the network sees; None where all of it is valid, and for what is resized."""
+        valid = self.stitcher.picture.valid
+        if valid is None or self.input_size is not None:
+            return None
+        valid = valid[self.row.read, self.column.read]
+        return None if valid.all() else valid
 
     @property
     def enlarged(self) -> tuple[int, int] | None:
-        """The size that its logits are brought back to."""
-        return None if self.input_size is None else self.stitcher.picture.shape[:2]
+        """The size that its logits are brought back to: the whole picture's, halo and all."""
+        if self.input_size is None:
+            return None
+        height, width = self.stitcher.picture.shape[:2]
+        return height, width
+
+    @property
+    def kept(self) -> tuple[slice, slice]:
+        """What is kept, in pixels of the picture: the tile's own part of the core."""
+        rows, columns = self.stitcher.picture.core_slices
+        return _overlap(self.row.keep, rows), _overlap(self.column.keep, columns)
 
     @property
     def outer(self) -> tuple[slice, slice]:
-        """What is kept, in pixels of the picture."""
-        return self.row.keep, self.column.keep
+        """What is kept, in pixels of the core."""
+        rows, columns = self.stitcher.picture.core_slices
+        return _shifted(self.kept[0], -rows.start), _shifted(self.kept[1], -columns.start)
 
     @property
     def inner(self) -> tuple[slice, slice]:
-        """What is kept, in pixels of the network's output."""
+        """What is kept, in pixels of the logits, once they are `enlarged`."""
         if self.input_size is not None:
-            return slice(0, self.input_size[0]), slice(0, self.input_size[1])
-        row, column = (
-            slice(cut.keep.start - cut.read.start, cut.keep.stop - cut.read.start) for cut in (self.row, self.column)
-        )
-        return row, column
+            return self.kept
+        return _shifted(self.kept[0], -self.row.read.start), _shifted(self.kept[1], -self.column.read.start)
+
+    @property
+    def kept_valid(self) -> np.ndarray | None:
+        """h x w bool of what is kept; None where all of it is valid."""
+        valid = self.stitcher.picture.valid
+        if valid is None:
+            return None
+        valid = valid[self.kept]
+        return None if valid.all() else valid
+
+
+def _overlap(one: slice, other: slice) -> slice:
+    start = max(one.start, other.start)
+    return slice(start, max(start, min(one.stop, other.stop)))
+
+
+def _shifted(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)

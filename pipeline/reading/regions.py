@@ -6,21 +6,26 @@ process, so that a picture which crashes or hangs its decoder costs its own row 
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.util
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from pipeline import storage
-from pipeline.decode import DecodeError, DecoderDied, DecodeTimeout, TooLarge
+from pipeline.decode import DecodeError, DecoderDied
 from pipeline.decode.pool import DecodePool
+from pipeline.decode.raster import Grid
 from pipeline.labels import Encoded, LabelSet
+from pipeline.reading.pixels import Pixels, Place
+from pipeline.reading.scene_window import SceneOptions, Versions, read_truth, read_window, rectangle
 
 Row = dict[str, Any]
 
@@ -35,21 +40,31 @@ class ReadOptions:
     max_pixels: int = 100_000_000  # judged from the header, before anything is allocated
     threads: int = 8  # fetches under way at once
     decoders: int = 1  # processes at most; a second is started when decoding is what the reader waits for
+    scenes: SceneOptions = SceneOptions()
+
+    @property
+    def scene_limits(self) -> dict[str, float]:
+        """Of a window, which is fetched and decoded in one step."""
+        deadline_s = self.fetch_deadline_s + self.decode_deadline_s
+        return {"deadline_s": deadline_s, "retry_s": self.fetch_retry_s, "max_pixels": self.max_pixels}
 
 
 @dataclass
 class Region:
     """One region as far as it could be read.
 
-    `pixels` is uint8 H x W x 3 (RGB) and not None exactly where `status` is "ok" and pictures were asked for. `truth`
-    is the encoded class map H x W; where it could not be had, `truth_error` says why. `labels` says
-    which raw values of the label file were void or outside the label set.
+    `pixels` is not None exactly where `status` is "ok" and pictures were asked for; of a picture they are uint8 H x W x
+    3 (RGB). `truth` is the encoded class map of their core; where it could not be had, `truth_error` says why. `labels`
+    says which raw values of the label file were void or outside the label set. `place` is where the core of a scene's
+    window lies.
     """
 
     row: Row
     status: str = "ok"
     error: str | None = None
-    pixels: np.ndarray | None = None
+    pixels: Pixels | None = None
+    place: Place | None = None
+    grid: Grid | None = field(default=None, repr=False)  # of the whole scene
     truth: np.ndarray | None = None
     truth_error: str | None = None
     labels: Encoded | None = None
@@ -74,6 +89,7 @@ class RegionReader:
         self._threads = ThreadPoolExecutor(self.options.threads, thread_name_prefix="fetch")
         self._fetch_s = 0.0  # of all threads together
         self._counting = threading.Lock()
+        self._versions = Versions()
 
     def read(self, rows: Iterable[Row], *, pictures: bool = True, labels: bool = False) -> Iterator[Region]:
         """One `Region` for each row, in order. A row needs `uri`; `size_bytes` and `version` are checked where
@@ -107,10 +123,7 @@ class RegionReader:
         region = Region(row)
         if pictures:
             try:
-                _refuse_what_is_not_read_yet(row)
-                region.pixels = self._decode(
-                    self._fetch(row["uri"], row.get("size_bytes"), row.get("version")), "picture"
-                )
+                self._read_pixels(region)
             except Failure as failure:
                 region.status, region.error = failure.status, failure.error
             except Exception as error:  # a region never raises; an error of ours is still its row's reason
@@ -124,15 +137,38 @@ class RegionReader:
                 region.truth_error = f"{type(error).__name__}: {error}"
         return region
 
+    def _read_pixels(self, region: Region) -> None:
+        row = region.row
+        if row.get("kind") == "video" or row.get("frame") is not None:
+            raise Failure("decode_error", "video frames are not read by this version; extract them to pictures")
+        if is_scene(row):
+            if reason := self._versions.changed(row["uri"], row.get("size_bytes"), row.get("version")):
+                raise Failure("changed", reason)
+            with _failures():
+                found = read_window(self._decoders, row, self.options.scenes, self.options.scene_limits)
+            region.pixels, region.place, region.grid = found.pixels, found.place, found.grid
+            return
+        data = self._fetch(row["uri"], row.get("size_bytes"), row.get("version"))
+        region.pixels = Pixels(self._decode(data, "picture"))
+
     def _read_truth(self, region: Region) -> None:
         uri = region.row.get("label_uri")
         if not uri:
             raise Failure("label_missing", "no label file")
         if self.label_set is None:
             raise ValueError("RegionReader needs a label set to read labels")
-        raw = self._decode(self._fetch(uri, None, None), "label")
+        if region.grid is not None:
+            core = rectangle(region.row.get("window")) or (0, 0, region.grid.width, region.grid.height)
+            with _failures():
+                found = read_truth(self._decoders, uri, region.grid, core, self.options.scene_limits)
+            raw, valid = found.values[..., 0] if found.values.shape[2] == 1 else found.values, found.valid
+        else:
+            raw, valid = self._decode(self._fetch(uri, None, None), "label"), None
         region.labels = self.label_set.encode(raw)
         region.truth = region.labels.class_map
+        for known in (valid, region.pixels.core_valid if region.pixels is not None else None):
+            if known is not None and known.shape == region.truth.shape:
+                region.truth = np.where(known, region.truth, region.truth.dtype.type(self.label_set.ignore_value))
 
     def _fetch(self, uri: str, size_bytes: int | None, version: str | None) -> bytes:
         begin_s = time.monotonic()
@@ -150,17 +186,11 @@ class RegionReader:
             max_pixels=self.options.max_pixels,
             deadline_s=self.options.decode_deadline_s,
         )
-        try:
+        with _failures():
             try:
                 return decode()
             except DecoderDied:  # of this picture, or of something else: where memory runs out, decoders go first
                 return decode()
-        except TooLarge as error:
-            raise Failure("too_large", str(error)) from None
-        except DecodeTimeout as error:
-            raise Failure("timeout", str(error)) from None
-        except DecodeError as error:
-            raise Failure("decode_error", str(error)) from None
 
 
 @functools.cache
@@ -208,8 +238,15 @@ def fetch(uri: str, size_bytes: int | None, version: str | None, options: ReadOp
         pause_s = min(2 * pause_s, 8.0)
 
 
-def _refuse_what_is_not_read_yet(row: Row) -> None:
-    if row.get("kind") == "video" or row.get("frame") is not None:
-        raise Failure("decode_error", "video frames are not read by this version; extract them to pictures")
-    if row.get("window") is not None:
-        raise Failure("decode_error", "raster windows are not read by this version")
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """What decoding raises, as the row's status."""
+    try:
+        yield
+    except DecodeError as error:
+        raise Failure(error.status, str(error)) from None
+
+
+def is_scene(row: Row) -> bool:
+    """Whether a row is read by windows of a scene: it is a raster, and what opens rasters is installed."""
+    return row.get("kind") == "raster" and importlib.util.find_spec("rasterio") is not None

@@ -27,6 +27,7 @@ from pipeline.errors import InputError, nearest
 
 Config = TypeVar("Config")
 INPUT, OUTPUT, NETWORK, SPEED, FAILURES = "input", "output", "network", "speed", "failures and limits"
+SCENES = "scenes"
 MEASUREMENT = "measurement"  # of the benchmarks
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 

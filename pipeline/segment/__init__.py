@@ -5,6 +5,7 @@ In: a manifest and a checkpoint. Out: predictions/, statistics/ and a summary of
 Reading order:
     job               from a configuration to a finished output
     config            the options, and which of them decide what a mask holds
+    fit               whether scenes fit the network, judged on their headers
     predict_options   how a run predicts, chosen once and kept with it
     runner            what a runner is: pending rows in, written files out
     ray_runner        on Ray

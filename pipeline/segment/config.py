@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.catalog.scene_config import SceneConfig
 from pipeline.catalog.subset import Subset
 from pipeline.errors import InputError
 from pipeline.labels import LabelSet
+from pipeline.models.scene_input import fed_with, reading_of
+from pipeline.models.spec import ModelSpec, read_spec
 from pipeline.prediction.engines import ENGINES, require_engine
 from pipeline.reading.read_config import ReadConfig
-from pipeline.runtime.options import FAILURES, INPUT, NETWORK, OUTPUT, SPEED, option, validate
+from pipeline.reading.regions import ReadOptions
+from pipeline.runtime.options import FAILURES, INPUT, NETWORK, OUTPUT, SCENES, SPEED, option, validate
 from pipeline.runtime.output_config import ClusterOutputConfig
 from pipeline.tables.masks import MASK_FORMATS
 
+TILE_PX = 1024
 RESULT_VERSION = 1  # counts up whenever the code changes what a mask holds
 
 
 @dataclass
-class SegmentConfig(ClusterOutputConfig, ReadConfig):
+class SegmentConfig(ClusterOutputConfig, SceneConfig, ReadConfig):
     """Segment every picture of a collection into Parquet masks and statistics, each exactly once. The same command on
     the same output resumes what was not committed."""
 
@@ -57,7 +62,22 @@ class SegmentConfig(ClusterOutputConfig, ReadConfig):
         "Pictures (tiles) in a forward pass (default: found by runs of over 2000, else 1 on CPUs, 8 on GPUs).",
         group=SPEED,
     )
-    tile_px: int = option(1024, "Pictures with a longer side are predicted in tiles of this side.", group=NETWORK)
+    bands: str | None = option(
+        None,
+        "Bands of a scene by name or number, in the network's order: 4,3,2 (default: the checkpoint's, else all).",
+        group=SCENES,
+    )
+    scaling: str | None = option(
+        None,
+        "How values of a scene are brought to what the network learnt: fixed:LOW,HIGH, metadata or none (default: the"
+        " checkpoint's).",
+        group=SCENES,
+    )
+    tile_px: int | None = option(
+        None,
+        "Pictures with a longer side are predicted in tiles of this side (default: 1024; windows of scenes whole).",
+        group=NETWORK,
+    )
     overlap_px: int = option(128, "How much tiles overlap, in px.", group=NETWORK)
     low_confidence: float = option(0.5, "Pixels below this confidence count as of low confidence.", group=OUTPUT)
     mask_format: str = option(
@@ -101,7 +121,7 @@ class SegmentConfig(ClusterOutputConfig, ReadConfig):
 
     def __post_init__(self) -> None:
         validate(self)
-        _ = self.subset, self.view_scales  # raise for what is out of range
+        _ = self.subset, self.view_scales, self.window_options  # raise for what is out of range
         if self.incremental and self.overwrite:
             raise InputError("--incremental keeps what --overwrite removes", todo="give one of them")
         require_engine(self.engine, self.device, self.precision)
@@ -109,6 +129,16 @@ class SegmentConfig(ClusterOutputConfig, ReadConfig):
     @property
     def subset(self) -> Subset:
         return Subset(self.split, self.sample, self.limit)
+
+    def fed(self, spec: ModelSpec) -> ModelSpec:
+        """The checkpoint's description as this run feeds it: with the bands and the scaling that were asked for."""
+        return fed_with(spec, self.bands, self.scaling)
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """As the network that the checkpoint describes wants its scenes."""
+        scenes = reading_of(self.fed(read_spec(self.checkpoint)), self.resampling)
+        return replace(super().read_options, scenes=scenes)
 
     @property
     def view_scales(self) -> list[float]:
@@ -133,7 +163,7 @@ def decisive(config: SegmentConfig, label_set: LabelSet, weights: str) -> dict[s
     return {
         "weights": weights,
         "label_set": label_set.to_json(),
-        "tile_px": config.tile_px,
+        "tile_px": config.tile_px or TILE_PX,
         "overlap_px": config.overlap_px,
         "low_confidence": config.low_confidence,
         "max_pixels": config.max_pixels,
@@ -143,4 +173,7 @@ def decisive(config: SegmentConfig, label_set: LabelSet, weights: str) -> dict[s
         "scales": config.view_scales,
         "result_version": RESULT_VERSION,
         **({"probabilities": True} if config.probabilities else {}),  # runs from before it was there resume
+        **({"bands": config.bands} if config.bands else {}),
+        **({"scaling": config.scaling} if config.scaling else {}),
+        **config.scene_choices,
     }

@@ -60,10 +60,10 @@ def _committed(config: SegmentConfig, run: Run, scratch: str) -> tuple[Manifest,
         given = open_manifest(config.source)
         if given is None:
             refuse_other_source(run, config.source)
-        manifest = given or build_manifest(config.source, scratch)
+        manifest = given or build_manifest(config.source, scratch, scenes=config)
         ids = config.subset.ids(manifest)
         return manifest, ids, carried_ids(run, manifest, ids, retry_failed=config.retry_failed)
-    manifest = manifest_of(run, config.source, subset=config.subset, keep_at=scratch)
+    manifest = manifest_of(run, config.source, subset=config.subset, keep_at=scratch, scenes=config)
     ids = config.subset.ids(manifest)
     if run.fresh:
         return manifest, ids, np.zeros(manifest.num_rows, bool)
@@ -144,10 +144,7 @@ def _probe(
 
         if not torch.cuda.is_available():
             return None, "the predictors run on GPUs and this machine has none; a run with --limit measures it"
-    from pipeline.models.checkpoint import load_checkpoint
-    from pipeline.prediction.predictor import Predictor
-
-    predictor = Predictor(*load_checkpoint(config.checkpoint), **options)
+    predictor = PredictOptions(**options).predictor(config.checkpoint)
     reader = RegionReader(config.read_options)
     try:
         rows = manifest.sampled(np.flatnonzero(pending), _PROBED)

@@ -25,6 +25,7 @@ from pipeline.runtime import cluster
 from pipeline.runtime.progress import Progress, say
 from pipeline.runtime.run import Run, open_run
 from pipeline.segment.config import SegmentConfig, decisive
+from pipeline.segment.fit import require_fit
 from pipeline.segment.forecast import forecast
 from pipeline.segment.process_runner import ProcessDied
 from pipeline.segment.runners import Runners, result_columns
@@ -41,6 +42,7 @@ def segment(config: SegmentConfig) -> str:
     """Run the job; returns the line that says where the result lies."""
     started_s, started_at = time.monotonic(), command_started_at()
     spec, *_ = read_checkpoint(config.checkpoint)  # whole, but not into a network: torch takes seconds to load
+    spec = config.fed(spec)
     result = decisive(config, spec.label_set, weights_fingerprint(config.checkpoint))
     if config.dry_run:
         return forecast(config, result)
@@ -51,6 +53,7 @@ def segment(config: SegmentConfig) -> str:
         manifest = _manifest(config, run, spec.label_set)
         if run.summary is not None and not (config.retry_failed and run.summary["failed"]):
             return f"complete: {_describe(run.summary)} in {run.at(PREDICTIONS)}"
+        require_fit(manifest, spec)
         ids = config.subset.ids(manifest)
         job = _Job(config, run, manifest, spec.label_set, ids, started_at)
         summary = job.work()
@@ -64,7 +67,7 @@ def segment(config: SegmentConfig) -> str:
 
 def _manifest(config: SegmentConfig, run: Run, label_set: LabelSet) -> Manifest:
     if not config.incremental or "manifest" not in run.record:
-        return manifest_of(run, config.source, subset=config.subset)
+        return manifest_of(run, config.source, subset=config.subset, scenes=config)
 
     def results(manifest: Manifest, manifest_fingerprint: str) -> pa.Schema:
         fingerprints = run.record["result_fingerprint"], manifest_fingerprint
@@ -73,7 +76,7 @@ def _manifest(config: SegmentConfig, run: Run, label_set: LabelSet) -> Manifest:
     def connect() -> None:
         cluster.connect([config.output], shared_filesystem=config.shared_filesystem)
 
-    return take_increment(run, config.source, config.subset, results, connect)
+    return take_increment(run, config.source, config.subset, results, connect, scenes=config)
 
 
 @dataclass

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipeline.models.scene_input import fed_with
 from pipeline.prediction.engines import require_engine
 from pipeline.reading.regions import ReadOptions
 from pipeline.segment.config import SegmentConfig
+
+if TYPE_CHECKING:
+    from pipeline.prediction.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class PredictOptions:
     precision: str = "auto"
     engine: str = "eager"
     batch_size: int | None = None
-    tile_px: int = 1024
+    tile_px: int | None = None
     overlap_px: int = 128
     low_confidence: float = 0.5
     threads: int | None = None
@@ -27,8 +31,20 @@ class PredictOptions:
     scales: Sequence[float] = (1.0,)
     keep_confidence: bool = False
     keep_probabilities: bool = False
+    scaling: str | None = None  # of scenes, where it is not the checkpoint's
     deadline_s: float = 60.0  # of one forward pass, and more for each megapixel in it
     deadline_s_per_megapixel: float = 10.0
+
+    def predictor(self, checkpoint: str) -> Predictor:
+        """The network of a checkpoint, ready to predict like this."""
+        from pipeline.models.checkpoint import load_checkpoint
+        from pipeline.prediction.predictor import Predictor
+
+        options = dict(vars(self))
+        for name in ("deadline_s", "deadline_s_per_megapixel", "scaling"):
+            del options[name]
+        model, spec = load_checkpoint(checkpoint)
+        return Predictor(model, fed_with(spec, None, self.scaling), **options)
 
 
 def predict_options(config: SegmentConfig, num_gpus: int) -> dict[str, Any]:
@@ -48,6 +64,7 @@ def predict_options(config: SegmentConfig, num_gpus: int) -> dict[str, Any]:
         "low_confidence": config.low_confidence,
         "flip": config.flip,
         "scales": config.view_scales,
+        "scaling": config.scaling,
         "keep_confidence": config.confidence,
         "keep_probabilities": config.probabilities,
         # n predictors of one thread beat one of n with a light network by two fifths; with a heavy one it loses as much

@@ -1,44 +1,35 @@
-"""Reading as a stage of its own, before GPUs: pixels travel as bytes from CPU workers to the predictors.
-
-Bytes, for shapes differ from row to row, and a tensor column would change type with them. Free of torch.
-"""
+"""Reading as a stage of its own, before GPUs: pixels travel from CPU workers to the predictors. Free of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from pipeline.reading.packed import PIXELS, PLACE, pack_pixels, unpack_place
+from pipeline.reading.packed import unpack_pixels as unpack
 from pipeline.reading.regions import ReadOptions, Region, shared_reader
 from pipeline.segment.timings import Stopwatch, with_times, without_times
 
-_PIXELS = [
-    pa.field("pixels", pa.large_binary()),
-    pa.field("height", pa.int32()),
-    pa.field("width", pa.int32()),
-    pa.field("status", pa.string()),
-    pa.field("error", pa.string()),
-]
+_ADDED = {"pixels": PIXELS, "place": PLACE, "status": pa.string(), "error": pa.string()}
 
 
 def read_pixels(table: pa.Table, options: ReadOptions) -> pa.Table:
-    """The reading stage before GPUs: adds `pixels` (uint8 H x W x 3, row-major), size, status, error and times."""
+    """The reading stage before GPUs: adds what was read, or why not, and the times it took."""
     reader, watch = shared_reader(options), Stopwatch()
     watch.begin()
     regions = list(reader.read(table.to_pylist()))
     for stage, seconds in reader.take_busy().items():
         watch.count(stage, seconds)
-    columns = {
-        "pixels": [None if r.pixels is None else r.pixels.tobytes() for r in regions],
-        "height": [None if r.pixels is None else r.pixels.shape[0] for r in regions],
-        "width": [None if r.pixels is None else r.pixels.shape[1] for r in regions],
-        "status": [r.status for r in regions],
-        "error": [r.error for r in regions],
+    columns: dict[str, list[Any]] = {
+        "pixels": [pack_pixels(region.pixels) for region in regions],
+        "place": [None if region.place is None else vars(region.place) for region in regions],
+        "status": [region.status for region in regions],
+        "error": [region.error for region in regions],
     }
-    for item in _PIXELS:
-        table = table.append_column(item, pa.array(columns[item.name], item.type))
+    for name, kind in _ADDED.items():
+        table = table.append_column(name, pa.array(columns[name], kind))
     return with_times(table, watch.end(table.num_rows))
 
 
@@ -53,12 +44,9 @@ def unpack_pixels(table: pa.Table, watch: Stopwatch) -> Iterator[Region]:
     for block in blocks:
         watch.count("fetch", block["fetch_s"])
         watch.count("decode", block["decode_s"])
-    return (_unpack(row) for row in table.to_pylist())
+    return (_unpacked(row) for row in table.to_pylist())
 
 
-def _unpack(row: dict[str, Any]) -> Region:
-    data, height, width = row.pop("pixels"), row.pop("height"), row.pop("width")
-    region = Region(row, row.pop("status"), row.pop("error"))
-    if data is not None:
-        region.pixels = np.frombuffer(data, np.uint8).reshape(height, width, -1)
-    return region
+def _unpacked(row: dict[str, Any]) -> Region:
+    pixels, place = unpack(row.pop("pixels")), unpack_place(row.pop("place"))
+    return Region(row, row.pop("status"), row.pop("error"), pixels, place)

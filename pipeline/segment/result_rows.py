@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.catalog import schema
 from pipeline.catalog.schema import Columns
+from pipeline.metrics.areas import class_areas_m2
 from pipeline.prediction.stitching import Prediction
 from pipeline.reading.regions import Region
 from pipeline.tables.masks import encode_mask
@@ -21,7 +22,9 @@ def result_row(region: Region, prediction: Prediction | Exception | None) -> Row
     """The row of one region; its class map and other planes still are arrays."""
     row = {**region.row, "status": region.status, "error": region.error}
     if region.pixels is not None:
-        row["height"], row["width"] = region.pixels.shape[:2]
+        row["height"], row["width"] = region.pixels.core_size
+    if region.place is not None:
+        row |= {"crs": region.place.crs, "transform": region.place.transform}
     if isinstance(prediction, Prediction):
         row |= {
             "mask": prediction.class_map,
@@ -32,6 +35,9 @@ def result_row(region: Region, prediction: Prediction | Exception | None) -> Row
             "class_confidence": [_known(c) for c in prediction.class_confidence],
             "low_confidence_share": _known(prediction.low_confidence_share),
         }
+        if region.place is not None:
+            areas, reason = class_areas_m2(prediction.class_map, region.place, len(prediction.class_pixels))
+            row |= {"class_area_m2": areas, "area_error": reason}
     elif prediction is not None:
         row |= {"status": "model_error", "error": _one_line(prediction)}
     return row

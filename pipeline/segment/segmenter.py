@@ -15,9 +15,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.catalog.schema import Columns
-from pipeline.models.checkpoint import load_checkpoint
 from pipeline.prediction.engines import PREPARE_S
-from pipeline.prediction.predictor import DeviceError, Predictor
+from pipeline.prediction.predictor import DeviceError
 from pipeline.reading.regions import ReadOptions, Region, RegionReader
 from pipeline.segment.predict_options import PredictOptions
 from pipeline.segment.quarantine import Watchdog
@@ -34,11 +33,9 @@ class Segmenter:
     def __init__(
         self, checkpoint: str, predict: PredictOptions, read: ReadOptions, columns: Columns, quarantine: Any = None
     ) -> None:
-        options = dict(vars(predict))
-        self._deadlines_s = options.pop("deadline_s"), options.pop("deadline_s_per_megapixel")
+        self._deadlines_s = predict.deadline_s, predict.deadline_s_per_megapixel
         self._prepare_s = 0.0 if predict.engine == "eager" else PREPARE_S
-        model, spec = load_checkpoint(checkpoint)
-        self.predictor = Predictor(model, spec, **options)
+        self.predictor = predict.predictor(checkpoint)
         self.columns = columns
         self._read_options = read
         self._reader: RegionReader | None = None
@@ -107,18 +104,19 @@ def _batches(regions: Iterable[tuple[int, Region]], size: int) -> Iterator[tuple
 
     A region without pixels is a batch of its own.
     """
-    waiting: dict[tuple[int, ...], list[tuple[int, Region]]] = {}
+    waiting: dict[tuple[object, ...], list[tuple[int, Region]]] = {}
     held_px = 0
     for place, region in regions:
         if region.pixels is None:
             yield [place], [region]
             continue
-        shape = region.pixels.shape
+        shape = (*region.pixels.shape, region.pixels.values.dtype.str)
         waiting.setdefault(shape, []).append((place, region))
-        held_px += shape[0] * shape[1]
+        size_px = region.pixels.shape[0] * region.pixels.shape[1]
+        held_px += size_px
         if len(waiting[shape]) == size or held_px > _MOST_HELD_PX:
             batch = waiting.pop(shape)
-            held_px -= len(batch) * shape[0] * shape[1]
+            held_px -= len(batch) * size_px
             yield [place for place, _ in batch], [region for _, region in batch]
     for batch in waiting.values():
         yield [place for place, _ in batch], [region for _, region in batch]

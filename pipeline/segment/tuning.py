@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.reading.pixels import Pixels
 from pipeline.reading.regions import ReadOptions, RegionReader
 from pipeline.segment.predict_options import PredictOptions
 
@@ -42,7 +43,7 @@ class Tuning:
         return "; ".join(parts)
 
 
-def find_threads(predictor: Predictor, picture: np.ndarray, most: int) -> tuple[int, dict[int, float]]:
+def find_threads(predictor: Predictor, picture: Pixels | np.ndarray, most: int) -> tuple[int, dict[int, float]]:
     """The threads for a predictor on a CPU of `most` cores, and the pictures a second of each number tried.
 
     As many, in powers of two, as make it faster in proportion. A heavy network's layers are large enough for that, and
@@ -64,7 +65,9 @@ def find_threads(predictor: Predictor, picture: np.ndarray, most: int) -> tuple[
     return best, rates
 
 
-def find_batch_size(predictor: Predictor, picture: np.ndarray, most: int = _MOST) -> tuple[int, dict[int, float]]:
+def find_batch_size(
+    predictor: Predictor, picture: Pixels | np.ndarray, most: int = _MOST
+) -> tuple[int, dict[int, float]]:
     """The best batch size for pictures like this one (H x W x B uint8), and the pictures a second of each tried.
 
     A size that does not fit into the device's memory is not taken. The predictor is left with the best.
@@ -95,9 +98,6 @@ def probe(
 
     Threads are tried where `cores` is above 1. To be called where the predictors will run, on the same kind of device.
     """
-    from pipeline.models.checkpoint import load_checkpoint
-    from pipeline.prediction.predictor import Predictor
-
     reader = RegionReader(read)
     try:
         pictures = [region.pixels for region in reader.read(rows) if region.pixels is not None]
@@ -107,8 +107,7 @@ def probe(
         return None
     ((shape, _),) = Counter(picture.shape for picture in pictures).most_common(1)
     picture = next(picture for picture in pictures if picture.shape == shape)
-    chosen = {name: value for name, value in vars(options).items() if not name.startswith("deadline_s")}
-    predictor = Predictor(*load_checkpoint(checkpoint), **chosen)
+    predictor = options.predictor(checkpoint)
     predictor.batch_size = predictor.limits.batch.clamp(1)
     threads, by_threads = options.threads, dict[int, float]()
     if cores > 1:
@@ -117,7 +116,7 @@ def probe(
     return Tuning(threads, batch_size, by_threads, by_batch_size)
 
 
-def _timed(predictor: Predictor, pictures: list[np.ndarray]) -> float:
+def _timed(predictor: Predictor, pictures: list[Pixels | np.ndarray]) -> float:
     begin_s = time.monotonic()
     predictor.predict(pictures)
     return time.monotonic() - begin_s

@@ -29,6 +29,7 @@ from pipeline.catalog import schema
 from pipeline.catalog.job import manifest_of, refuse_other_source, subset_of
 from pipeline.catalog.manifest import SUMMARY, Manifest, open_manifest
 from pipeline.catalog.manifest_writer import build_manifest
+from pipeline.catalog.scene_config import SceneConfig
 from pipeline.catalog.subset import Subset
 from pipeline.errors import PipelineError
 from pipeline.runtime.progress import say
@@ -48,6 +49,7 @@ def take_increment(
     subset: Subset,
     results: Callable[[Manifest, str], pa.Schema],
     connect: Callable[[], None],
+    scenes: SceneConfig | None = None,
 ) -> Manifest:
     """List again and carry what did not change; the manifest to work off then.
 
@@ -59,7 +61,7 @@ def take_increment(
         refuse_other_source(run, source)
     subset.require_to_hold(subset_of(run), run.output)
     try:
-        manifest = given or build_manifest(source, run.at(PREPARED, "manifest"))
+        manifest = given or build_manifest(source, run.at(PREPARED, "manifest"), scenes=scenes)
         if manifest.fingerprint == run.record["manifest"]["content"]:
             say("nothing has changed since the last listing")
             folders.remove_tree(run.at(PREPARED))

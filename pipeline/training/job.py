@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> str:
             connect([config.output], shared_filesystem=config.shared_filesystem)
         else:
             stop_on_sigterm()
-        manifest = manifest_of(run, config.source, labels=config.labels)
+        manifest = manifest_of(run, config.source, labels=config.labels, whole_scenes=True)
         table, validation = select_rows(manifest, config)
         table, validation, class_pixels = _scan(run, config, table, validation, label_set, on_ray)
         summary = _fit(run, config, label_set, options, crop, table, validation, class_pixels, on_ray)

@@ -19,6 +19,7 @@ from pipeline import storage
 from pipeline.errors import PipelineError
 from pipeline.models import build_model
 from pipeline.models.checkpoint import save_checkpoint
+from pipeline.models.normalization import Normalization
 from pipeline.models.spec import ModelSpec
 from pipeline.runtime.progress import RecentRate, speed_text
 from pipeline.training.event_files import EventFiles
@@ -26,7 +27,6 @@ from pipeline.training.optimization.ema import EMA
 from pipeline.training.optimization.losses import LOSSES, with_auxiliary
 from pipeline.training.optimization.parameter_groups import autocast_dtype, parameter_groups
 from pipeline.training.optimization.schedules import factor
-from pipeline.training.samples.augmentation import normalize
 from pipeline.training.state import State, load_state, save_state, unpack_state
 from pipeline.training.task import Task
 from pipeline.training.validation import confusion, summed
@@ -71,6 +71,7 @@ class _Loop:
         if saved is not None:
             self._restore(*saved)
         self.wrapped = worker.wrap(self.model)
+        self.normalize = Normalization(spec, self.device)
         self.notes: list[str] = []
         self.stop_asked = False
         self.failed_here = 0  # by this worker since it started
@@ -127,7 +128,7 @@ class _Loop:
         self.wrapped.train()
         if spec.channel_order == "bgr":
             pixels = pixels.flip(-1)
-        inputs = normalize(pixels, spec.mean, spec.std, spec.scale)
+        inputs = self.normalize(pixels)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             logits = self.wrapped(inputs)
         loss = with_auxiliary(

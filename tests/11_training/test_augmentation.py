@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional
 
-from pipeline.training.samples.augmentation import Augmentation, normalize
+from pipeline.labels import CAMVID
+from pipeline.models.normalization import Normalization
+from pipeline.models.spec import ModelSpec
+from pipeline.training.samples.augmentation import Augmentation
 
 IGNORE = 255
 
@@ -99,7 +102,8 @@ def test_wide_labels_stay_exact() -> None:
 def test_normalize_agrees_with_torchvision_and_is_channels_last() -> None:
     pixels = torch.randint(0, 256, (2, 9, 7, 3), dtype=torch.uint8)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    ours = normalize(pixels, mean, std)
+    spec = ModelSpec("local", {}, CAMVID, mean=mean, std=std)
+    ours = Normalization(spec, "cpu")(pixels)
     theirs = functional.normalize(pixels.permute(0, 3, 1, 2).float() / 255, list(mean), list(std))
     assert ours.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

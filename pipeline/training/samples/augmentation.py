@@ -1,4 +1,4 @@
-"""Augmentation and normalisation: a picture and its truth are moved together, and a sample is the same every time.
+"""Augmentation: a picture and its truth are moved together, and a sample is the same every time.
 
 A training sample leaves here as uint8 pixels and class ids of one fixed size, so that Ray ships the smallest thing;
 normalisation happens on the training device. Geometry and colour come from torchvision.transforms.v2.
@@ -74,16 +74,6 @@ class Augmentation:
             functional.pad(shown, padding, fill=[self.fill] * picture.shape[0]),
             functional.pad(truth, padding, fill=ignore_value),
         )
-
-
-def normalize(
-    pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...], scale: float = 255.0
-) -> torch.Tensor:
-    """N x H x W x C integer pixels -> N x C x H x W float32, `(pixels / scale - mean) / std`, channels last."""
-    offset = torch.tensor(mean, dtype=torch.float32, device=pixels.device) * scale
-    factor = 1.0 / (torch.tensor(std, dtype=torch.float32, device=pixels.device) * scale)
-    # permuting N x H x W x C gives exactly the channels_last layout, without a copy
-    return ((pixels.to(torch.float32) - offset) * factor).permute(0, 3, 1, 2)
 
 
 def _place(length: int, crop: int, zoom: float) -> tuple[int, int, int, int]:

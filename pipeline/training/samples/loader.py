@@ -58,5 +58,5 @@ class SampleLoader:
                 good = region
             if good is not None:
                 assert good.pixels is not None and good.truth is not None
-                pixels[i], truth[i] = self.augmentation(good.pixels, good.truth, ignore_value=ignore, seed=seed)
+                pixels[i], truth[i] = self.augmentation(good.pixels.values, good.truth, ignore_value=ignore, seed=seed)
         return {"pixels": pixels, "truth": truth, "failure": np.array(failures, object)}

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.labels import LabelSet
+from pipeline.reading.packed import PIXELS, pack_pixels, unpack_pixels
 from pipeline.reading.regions import ReadOptions, RegionReader, shared_reader
 from pipeline.runtime.cluster import configure_data
 from pipeline.training.samples.loader import SampleLoader
@@ -89,10 +90,9 @@ _PACKED = pa.schema(
     [
         ("valid", pa.bool_()),
         ("failure", pa.string()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("pixels", pa.large_binary()),
+        ("pixels", PIXELS),
         ("truth", pa.large_binary()),
+        ("truth_height", pa.int32()),
     ]
 )
 
@@ -115,13 +115,11 @@ def unpack(batch: pa.Table, mask_dtype: str) -> Iterator[ValidationPicture]:
     """The pictures in a batch of the validation stream, without its padding."""
     for row in batch.to_pylist():
         if row["valid"]:
-            shape = (row["height"], row["width"])
-            pixels, truth = row["pixels"], row["truth"]
-            yield ValidationPicture(
-                None if pixels is None else np.frombuffer(pixels, np.uint8).reshape(*shape, -1),
-                None if truth is None else np.frombuffer(truth, mask_dtype).reshape(shape),
-                row["failure"],
-            )
+            pixels, truth = unpack_pixels(row["pixels"]), row["truth"]
+            if truth is not None:
+                size = (row["truth_height"], -1)
+                truth = np.frombuffer(truth, mask_dtype).reshape(size)
+            yield ValidationPicture(pixels, truth, row["failure"])
 
 
 def slices(table: pa.Table, rows_per_block: int) -> list[pa.Table]:
@@ -139,13 +137,11 @@ def process_reader(options: ReadOptions, label_set: LabelSet) -> RegionReader:
 
 
 def _pack(picture: ValidationPicture) -> dict[str, object]:
-    height, width = (None, None) if picture.truth is None else picture.truth.shape
     return {
         "valid": True,
         "failure": picture.failure,
-        "height": height,
-        "width": width,
-        "pixels": None if picture.pixels is None or picture.truth is None else picture.pixels.tobytes(),
+        "pixels": None if picture.truth is None else pack_pixels(picture.pixels),
+        "truth_height": None if picture.truth is None else picture.truth.shape[0],
         "truth": None if picture.truth is None else picture.truth.tobytes(),
     }
 

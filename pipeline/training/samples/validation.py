@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.reading.pixels import Pixels
 from pipeline.reading.regions import Region, RegionReader
 
 
 @dataclass(frozen=True)
 class ValidationPicture:
-    """`pixels` (H x W x 3 uint8) and `truth` (H x W) are None where they could not be read; `failure` says why."""
+    """`pixels` and the `truth` of their core (H x W) are None where they could not be read; `failure` says why."""
 
-    pixels: np.ndarray | None
+    pixels: Pixels | None
     truth: np.ndarray | None
     failure: str = ""
 
@@ -31,8 +32,8 @@ def why_unusable(region: Region) -> str:
     """Why a region cannot be trained on or validated with: its path and the reason, or an empty text."""
     reason = region.error or region.truth_error
     if reason is None and region.pixels is not None and region.truth is not None:
-        if region.pixels.shape[:2] == region.truth.shape:
+        if region.pixels.core_size == region.truth.shape:
             return ""
-        (height, width), (h, w) = region.pixels.shape[:2], region.truth.shape
+        (height, width), (h, w) = region.pixels.core_size, region.truth.shape
         reason = f"picture is {width} x {height} px, its label file {w} x {h}"
     return f"{region.row['path']}: {reason or region.status}"

@@ -68,7 +68,7 @@ def sweep(config: SweepConfig) -> str:
         single_writer=config.single_writer,
     ) as run:
         if run.summary is None:
-            manifest_of(run, config.source)
+            manifest_of(run, config.source, whole_scenes=True)
             results = _train_all(config, study, run, parallel)
             text = tables(study, results)
             storage.write_bytes(run.at(TABLE), text.encode())

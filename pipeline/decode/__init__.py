@@ -7,6 +7,7 @@ Reading order:
     header        what a picture's file says before a pixel is decoded; the errors
     picture       pictures and label pictures (Pillow, simplejpeg)
     gdal          where GDAL finds a file, and how it is told to read
+    gdal_file     one open file: its mask, palette, bands and place
     raster_header what a scene says of itself, and whether that fits a network
     raster        scenes: windows, the valid mask, bands of several files on one grid (GDAL)
     serve         the child's side

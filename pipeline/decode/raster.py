@@ -8,7 +8,6 @@ indices. Runs in the child (`serve`), which keeps files open: neighbouring windo
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.decode.gdal import gdal_options, gdal_path
+from pipeline.decode.gdal_file import (
+    Grid,
+    band_name,
+    brought,
+    crs_text,
+    is_alpha,
+    palette,
+    require_same_extent,
+    same_place,
+    valid_pixels,
+)
 from pipeline.decode.header import DecodeError, TooLarge
 from pipeline.decode.raster_header import Asset, RasterHeader, chosen_bands, misfit
 
@@ -34,16 +44,6 @@ class RasterWindow:
     header: RasterHeader
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Where the pixels of a scene lie, for labels that are to be brought there."""
-
-    crs: str | None
-    transform: tuple[float, ...] | None
-    width: int
-    height: int
-
-
 class _Scene:
     """The open files of a scene, on one grid."""
 
@@ -54,14 +54,14 @@ class _Scene:
 
         self.sources = [rasterio.open(gdal_path(asset.uri)) for asset in assets]
         if onto is not None:
-            self.sources = [_brought(file, onto) for file in self.sources]
+            self.sources = [brought(file, onto) for file in self.sources]
         finest = min(self.sources, key=lambda file: abs(file.transform.determinant))
         self.grid = finest
         self.resampled = []
         self.files = []
         for asset, file in zip(assets, self.sources, strict=True):
-            if (file.width, file.height) != (finest.width, finest.height) or not _same_place(file, finest):
-                _require_same_extent(file, finest, asset.uri)
+            if (file.width, file.height) != (finest.width, finest.height) or not same_place(file, finest):
+                require_same_extent(file, finest, asset.uri)
                 self.resampled.append(asset.uri)
                 file = WarpedVRT(
                     file,
@@ -73,13 +73,13 @@ class _Scene:
                 )
             self.files.append(file)
         self.indexes = [
-            [asset.index] if asset.index else [i for i in file.indexes if not _is_alpha(file, i)]
+            [asset.index] if asset.index else [i for i in file.indexes if not is_alpha(file, i)]
             for asset, file in zip(assets, self.files, strict=True)
         ]
         for asset, file, indexes in zip(assets, self.files, self.indexes, strict=True):
             if not indexes or max(indexes) > file.count:
                 raise DecodeError(f"{asset.uri} has {file.count} bands, not band {max(indexes, default=1)}")
-        self.palette = _palette(self.files[0]) if len(assets) == 1 and self.indexes == [[1]] else None
+        self.palette = palette(self.files[0]) if len(assets) == 1 and self.indexes == [[1]] else None
         self.header = self._header(assets)
 
     def _header(self, assets: Sequence[Asset]) -> RasterHeader:
@@ -88,7 +88,7 @@ class _Scene:
         if any(kind.startswith("complex") for kind in kinds):
             raise DecodeError(f"complex values ({kinds[0]}) are no pixels")
         names = [
-            asset.band or _band_name(file, i)
+            asset.band or band_name(file, i)
             for asset, file, indexes in zip(assets, self.sources, self.indexes, strict=True)
             for i in indexes
         ]
@@ -104,7 +104,7 @@ class _Scene:
             bands=bands,
             dtype=dtype,
             band_names=tuple(names),
-            crs=_crs_text(grid.crs),
+            crs=crs_text(grid.crs),
             transform=tuple(grid.transform)[:6] if not grid.transform.is_identity else None,
             block=tuple(grid.block_shapes[0]),
             nodata=None if grid.nodata is None else float(grid.nodata),
@@ -129,7 +129,7 @@ class _Scene:
             first += len(indexes)
             if wanted:
                 planes.extend(file.read(wanted, window=here))
-                masks.append(_valid(file, wanted, here))
+                masks.append(valid_pixels(file, wanted, here))
         values = np.stack(planes)
         known = [mask for mask in masks if mask is not None]
         valid = np.logical_and.reduce(known) if known else None
@@ -234,94 +234,3 @@ def _gdal() -> Any:
         while (error := error.__cause__) is not None:  # type: ignore[assignment]
             reasons.append(str(error))
         raise DecodeError("; ".join(dict.fromkeys(" ".join(text.split()) for text in reasons if text))) from None
-
-
-def _valid(file: Any, indexes: list[int], window: Any) -> np.ndarray | None:
-    """H x W, or None where nothing is masked. A nodata value of 0 counts where all bands have it, for one dark band is
-    no gap; every other one where any band has it. A mask or an alpha of 0 counts by itself."""
-    from rasterio.enums import MaskFlags
-
-    flags = [file.mask_flag_enums[i - 1] for i in indexes]
-    if all(MaskFlags.all_valid in flag for flag in flags):
-        return None
-    if any(MaskFlags.nodata in flag for flag in flags):
-        invalid = file.read_masks(indexes, window=window) == 0
-        zero = all(file.nodatavals[i - 1] == 0 for i in indexes)
-        valid = ~(invalid.all(axis=0) if zero else invalid.any(axis=0))
-    else:
-        valid = file.read_masks(indexes[0], window=window) != 0
-    return None if valid.all() else valid
-
-
-def _brought(file: Any, onto: Grid) -> Any:
-    """A file of labels on another grid, nearest; pixels that it does not cover are not valid."""
-    import rasterio
-    from rasterio.enums import Resampling
-    from rasterio.vrt import WarpedVRT
-
-    size = (onto.width, onto.height)
-    if file.crs is None or onto.crs is None or onto.transform is None:
-        if (file.width, file.height) != size:
-            raise DecodeError(
-                f"{file.width}x{file.height} for a picture of {size[0]}x{size[1]}, and without a georeference on both"
-                " sides one cannot be brought to the other"
-            )
-        return file
-    crs, transform = rasterio.crs.CRS.from_user_input(onto.crs), rasterio.Affine(*onto.transform)
-    if (file.width, file.height) == size and file.crs == crs and file.transform.almost_equals(transform, 1e-6):
-        return file
-    return WarpedVRT(
-        file,
-        crs=crs,
-        transform=transform,
-        width=onto.width,
-        height=onto.height,
-        resampling=Resampling.nearest,
-        src_nodata=None,
-        nodata=None,
-        add_alpha=True,
-    )
-
-
-def _palette(file: Any) -> np.ndarray | None:
-    """Colours of the indices of a palette, N x 3 uint8."""
-    try:
-        colors = file.colormap(1)
-    except ValueError:
-        return None
-    table = np.zeros((max(256, max(colors) + 1), 3), np.uint8)
-    for index, color in colors.items():
-        table[index] = color[:3]
-    return table
-
-
-def _is_alpha(file: Any, index: int) -> bool:
-    return bool(file.colorinterp[index - 1].name == "alpha")
-
-
-def _band_name(file: Any, index: int) -> str | None:
-    name = file.descriptions[index - 1]
-    color = file.colorinterp[index - 1].name
-    return name or (color if color in ("red", "green", "blue") else None)
-
-
-def _crs_text(crs: Any) -> str | None:
-    if crs is None:
-        return None
-    authority = crs.to_authority()
-    return ":".join(authority) if authority else crs.to_wkt()
-
-
-def _same_place(file: Any, other: Any) -> bool:
-    return bool(file.crs == other.crs and file.transform.almost_equals(other.transform, 1e-6))
-
-
-def _require_same_extent(file: Any, finest: Any, uri: str) -> None:
-    """Raises DecodeError where a file of a scene covers another area than the finest, by over a pixel of its own."""
-    pixel = math.sqrt(abs(file.transform.determinant))
-    apart = max(abs(a - b) for a, b in zip(file.bounds, finest.bounds, strict=True))
-    if file.crs != finest.crs or apart > pixel or file.transform.is_identity != finest.transform.is_identity:
-        raise DecodeError(
-            f"files of one scene cover different areas: {uri} {tuple(file.bounds)} in {_crs_text(file.crs)},"
-            f" {finest.name} {tuple(finest.bounds)} in {_crs_text(finest.crs)}"
-        )

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.decode.gdal_file import Grid
 from pipeline.decode.header import DecodeError, read_header
 from pipeline.decode.memory_file import write
 from pipeline.decode.picture import decode, decode_label
-from pipeline.decode.raster import Grid, Scenes
+from pipeline.decode.raster import Scenes
 from pipeline.decode.raster_header import Asset, header_json
 from pipeline.runtime.process import end_with_parent
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.decode import DecodeError, DecoderDied
+from pipeline.decode.gdal_file import Grid
 from pipeline.decode.pool import DecodePool
-from pipeline.decode.raster import Grid
 from pipeline.labels import Encoded, LabelSet
 from pipeline.reading.pixels import Pixels, Place
 from pipeline.reading.scene_window import SceneOptions, Versions, read_truth, read_window, rectangle

@@ -14,8 +14,9 @@ import numpy as np
 from pipeline import storage
 from pipeline.decode import DecodeError, DecoderDied, DecodeTimeout, TooLarge
 from pipeline.decode.gdal import is_remote
+from pipeline.decode.gdal_file import Grid
 from pipeline.decode.pool import DecodePool
-from pipeline.decode.raster import Grid, RasterWindow
+from pipeline.decode.raster import RasterWindow
 from pipeline.decode.raster_header import Asset
 from pipeline.reading.pixels import Pixels, Place
 

@@ -25,7 +25,7 @@ from pipeline.runtime import cluster
 from pipeline.runtime.progress import duration
 from pipeline.runtime.run import Run, inspect_run
 from pipeline.segment.config import SegmentConfig
-from pipeline.segment.predict_options import num_predictors, predict_options
+from pipeline.segment.predict_options import PredictOptions, num_predictors, predict_options
 from pipeline.tables.increment import carried_ids
 from pipeline.tables.prediction_table import PREDICTIONS, committed_ids
 

@@ -167,7 +167,7 @@ def test_the_tree_shows_the_wings() -> None:
 def test_the_options_page_is_what_the_jobs_say() -> None:
     """`docs/options.md` holds what `--help` of each job prints; SEGMENTATION_RECORD=1 writes it anew."""
     page, parts = PROJECT / "docs" / "options.md", []
-    for job in ("manifest", "train", "segment", "evaluate", "import_model", "sweep", "demo"):
+    for job in ("manifest", "train", "segment", "evaluate", "export", "import_model", "sweep", "demo"):
         command = [sys.executable, f"jobs/{job}.py", "--help"]
         done = subprocess.run(
             command, cwd=PROJECT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "110"}
@@ -181,7 +181,7 @@ def test_the_options_page_is_what_the_jobs_say() -> None:
     assert page.read_text().split() == text.split()  # Pythons differ in where they break lines
 
 
-@pytest.mark.parametrize("job", ["manifest", "train", "segment", "evaluate", "import_model"])
+@pytest.mark.parametrize("job", ["manifest", "train", "segment", "evaluate", "export", "import_model"])
 def test_flags_of_the_pages_exist(job: str) -> None:
     """Every flag that a command of a page gives is one the job knows."""
     text = "\n".join(page.read_text() for page in PAGES if page.name != "options.md").replace("\\\n", " ")

@@ -133,7 +133,9 @@ class _Scene:
         values = np.stack(planes)
         known = [mask for mask in masks if mask is not None]
         valid = np.logical_and.reduce(known) if known else None
-        if self.palette is not None and not as_labels:
+        if self.palette is not None and as_labels:
+            pass  # the indices themselves
+        elif self.palette is not None:
             values = np.moveaxis(self.palette[values[0].view(np.uint8) if values.itemsize == 1 else values[0]], -1, 0)
         else:
             values = values[[sorted(set(chosen)).index(place) for place in chosen]]  # in the order asked for

@@ -39,7 +39,7 @@ def trace(windows: Iterable[WindowMap], classes: set[int]) -> Traced:
         inner = shapely.box(window.x + 0.5, window.y + 0.5, window.x + width - 0.5, window.y + height - 0.5)
         boxes = shapely.bounds(found) if found else np.zeros((0, 4))
         low, high = np.array(inner.bounds[:2]), np.array(inner.bounds[2:])
-        borders += list((boxes[:, :2] < low).any(axis=1) | (boxes[:, 2:] > high).any(axis=1))
+        borders.extend((boxes[:, :2] < low).any(axis=1) | (boxes[:, 2:] > high).any(axis=1))
         pieces += found
         kinds += of
         sums += _confidence_sums(window, found)

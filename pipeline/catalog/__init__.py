@@ -13,6 +13,8 @@ Reading order:
     inventory         an S3 Inventory as a source
     raster_windows    a raster scene as the windows of a grid
     scene_config      the options of how scenes are listed
+    area_of_interest  the part of the earth that is asked for
+    stac              STAC items as scenes
     manifest          the manifest read: rows, counts, fingerprint, region keys
     manifest_writer   a source -> a manifest, streamed
     subset            the rows of a manifest that a run does: a split, a sample, the first N

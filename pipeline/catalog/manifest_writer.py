@@ -13,13 +13,15 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.catalog import schema
+from pipeline.catalog.area_of_interest import read_area
 from pipeline.catalog.collection import Collection, list_collection
 from pipeline.catalog.entry import Entry
 from pipeline.catalog.inventory import is_inventory, list_inventory
 from pipeline.catalog.manifest import SUMMARY, Manifest, region_key
 from pipeline.catalog.picture_table import is_table, list_table
 from pipeline.catalog.raster_windows import Headers, expand
-from pipeline.catalog.scene_config import SceneConfig
+from pipeline.catalog.scene_config import SceneConfig, require_raster
+from pipeline.catalog.stac import is_stac, list_stac
 from pipeline.errors import InputError
 from pipeline.runtime.progress import ProgressLine
 
@@ -46,16 +48,27 @@ def build_manifest(
     be reached or holds no picture; then nothing stays at `uri`.
     """
     with storage.reachable(source):
-        listing = _listing(source, labels, prefix)
+        scenes = scenes or SceneConfig()
+        listing = _listing(source, labels, prefix, scenes)
         headers = Headers()
         entries: Iterator[Entry] = (entry for entry in listing if split is None or entry.split == split)
+        keep = None
+        if scenes.area_of_interest is not None:
+            require_raster("--area-of-interest")
+            keep = read_area(scenes.area_of_interest).parts
         if importlib.util.find_spec("rasterio") is not None:
-            options = (scenes or SceneConfig()).window_options
-            entries = expand(entries, options, headers, whole=whole_scenes)
+            entries = expand(entries, scenes.window_options, headers, keep=keep, whole=whole_scenes)
         return _write(source, uri, listing, entries, headers)
 
 
-def _listing(source: str, labels: str | None, prefix: str | None) -> Collection:
+def _listing(source: str, labels: str | None, prefix: str | None, scenes: SceneConfig) -> Collection:
+    if is_stac(source):
+        require_raster("a source of STAC items")
+        return list_stac(source, scenes.asset_names)
+    if scenes.assets is not None:
+        raise InputError(
+            "--assets is for STAC items", where=source, expected="an ItemCollection, an item or a catalogue"
+        )
     if is_inventory(source):
         return list_inventory(source, prefix=prefix, labels=labels)
     if prefix is not None:
@@ -75,13 +88,19 @@ def _write(source: str, uri: str, listing: Collection, entries: Iterator[Entry],
             raise InputError(
                 "no picture found",
                 where=source,
-                found=f"{listing.skipped} other files" if listing.skipped else "nothing",
+                found=_nothing(listing, headers),
                 expected="names ending in .jpg, .png, .tif, ... under a folder or prefix, or a glob of any names",
             )
         return writer.finish(source, listing.root, listing.skipped, listing.skipped_examples, headers)
     except BaseException:
         writer.abandon()
         raise
+
+
+def _nothing(listing: Collection, headers: Headers) -> str:
+    if headers.scenes:
+        return f"{headers.scenes} scenes, none of which meets --area-of-interest"
+    return f"{listing.skipped} other files" if listing.skipped else "nothing"
 
 
 class ManifestWriter:

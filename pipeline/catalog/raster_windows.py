@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
+from pipeline import storage
 from pipeline.catalog.entry import Entry
 from pipeline.decode import DecodeError
 from pipeline.decode.child import DecodeChild
@@ -22,7 +23,7 @@ from pipeline.decode.raster_header import Asset, RasterHeader
 from pipeline.errors import InputError
 
 GRID_PX = 32  # the deepest stride of any network here: windows start on it
-HEADER_DEADLINE_S = 60.0
+HEADER_DEADLINE_S, REMOTE_HEADER_DEADLINE_S = 20.0, 60.0
 _AHEAD = 4  # headers under way, a process
 Rectangle = tuple[int, int, int, int]  # x, y, width, height
 
@@ -104,7 +105,7 @@ def expand(
     options: WindowOptions,
     headers: Headers,
     *,
-    keep: Callable[[RasterHeader, list[Rectangle]], list[Any]] | None = None,
+    keep: Callable[[RasterHeader, list[tuple[Rectangle, Rectangle]]], list[Any]] | None = None,
     whole: bool = False,
 ) -> Iterator[Entry]:
     """Each raster as an entry for each of its windows, in place; other entries as they are.
@@ -119,7 +120,10 @@ def expand(
 
     def read(entry: Entry) -> RasterHeader:
         child = children[next(turns) % len(children)]
-        return child.scene_header(_assets(entry), resampling=options.resampling, deadline_s=HEADER_DEADLINE_S)
+        assets = _assets(entry)
+        local = all(storage.is_local(asset.uri) for asset in assets)
+        deadline_s = HEADER_DEADLINE_S if local else REMOTE_HEADER_DEADLINE_S
+        return child.scene_header(assets, resampling=options.resampling, deadline_s=deadline_s)
 
     def windows(entry: Entry, header: Future[RasterHeader] | None) -> Iterator[Entry]:
         if header is None:
@@ -152,7 +156,7 @@ def _cut_entry(
     entry: Entry,
     header: RasterHeader,
     options: WindowOptions,
-    keep: Callable[[RasterHeader, list[Rectangle]], list[Any]] | None,
+    keep: Callable[[RasterHeader, list[tuple[Rectangle, Rectangle]]], list[Any]] | None,
     whole: bool,
 ) -> Iterator[Entry]:
     side = None if header.transform is None else abs(complex(header.transform[0], header.transform[3]))
@@ -163,7 +167,7 @@ def _cut_entry(
         yield scene
         return
     cores_and_reads = list(windows_of(header.width, header.height, options))
-    wanted = [None] * len(cores_and_reads) if keep is None else keep(header, [core for core, _ in cores_and_reads])
+    wanted = [None] * len(cores_and_reads) if keep is None else keep(header, cores_and_reads)
     for (core, read), area in zip(cores_and_reads, wanted, strict=True):
         if area is not False:
             yield replace(scene, window=core, read_window=read, area=area)

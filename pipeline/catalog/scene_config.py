@@ -29,7 +29,7 @@ class SceneConfig:
     )
     assets: str | None = option(
         None,
-        "Files or bands that make up a scene of STAC items or a table: red,green,blue,nir.",
+        "Assets of STAC items, or common names of their bands, that make up a scene: red,green,blue,nir.",
         group=SCENES,
     )
     resampling: str = option(

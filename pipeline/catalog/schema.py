@@ -36,7 +36,7 @@ MANIFEST = pa.schema(
         pa.field("read_window", WINDOW),  # the core and the halo around it, which the network sees; null = the whole
         pa.field("scene_width", pa.int32()),  # of the whole scene, in px; null where its header was not read
         pa.field("scene_height", pa.int32()),
-        pa.field("scene_area", pa.binary()),  # what of the core is asked for: WKB in px of the scene; null = all
+        pa.field("scene_area", pa.binary()),  # what of `read_window` is asked for: WKB in px of the scene; null = all
         pa.field("scene_resolution", pa.float64()),  # side of a pixel, in units of the crs
         pa.field("scene_acquired", pa.string()),  # as the file says it
         pa.field("assets", ASSETS),  # the files and bands (from 1) of a scene of several files; null = `uri` alone

@@ -169,7 +169,7 @@ class Results:
     def _example(self, region: Region, mask: np.ndarray) -> report.Example | None:
         row, truth = region.row, region.truth
         picture = None if region.pixels is None else region.pixels.values[region.pixels.core_slices]
-        if truth is not None and row["window"] is not None and region.grid is None:
+        if truth is not None and row["window"] is not None and truth.shape != mask.shape:
             truth = truth[row["window"]["y"] :, row["window"]["x"] :][: mask.shape[0], : mask.shape[1]]
         if truth is None or truth.shape != mask.shape:
             return None

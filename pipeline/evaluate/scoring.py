@@ -19,16 +19,19 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.catalog import schema
+from pipeline.catalog.manifest import region_key
 from pipeline.evaluate.accumulator import Accumulator
 from pipeline.evaluate.label_index import find_labels, find_labels_by_path
 from pipeline.evaluate.predictions import Piece, read_rows
 from pipeline.labels import LabelSet
 from pipeline.metrics import ConfusionMatrix
 from pipeline.reading.regions import ReadOptions, Region, shared_reader
+from pipeline.reading.scene_window import grid_of_result
 from pipeline.tables.prediction_table import mask_of
 
 STOP = "_stop"  # while it lies in the output folder, units are passed over: nothing is written after bad input is met
-_READ = ["region_key", "path", "uri", "window", "status", "error", *schema.MASK_COLUMNS]
+_SCENE = ["window", "scene_width", "scene_height", "crs", "transform"]
+_READ = ["region_key", "path", "uri", *_SCENE, "status", "error", *schema.MASK_COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,11 @@ def _with_labels(batches: Iterator[pa.RecordBatch], scoring: Scoring, index: pa.
             labels = find_labels_by_path(index, [row["path"] for row in rows])
         else:
             labels = find_labels(index, [bytes.fromhex(row["region_key"]) for row in rows])
+            # a labelled collection is listed with a row a scene, whatever windows the predictions have
+            lacking = [i for i, row in enumerate(rows) if labels[i] is None and row["window"] is not None]
+            scenes = [bytes.fromhex(region_key(rows[i]["path"])) for i in lacking]
+            for i, label_uri in zip(lacking, find_labels(index, scenes), strict=True):
+                labels[i] = label_uri
         for row, label_uri in zip(rows, labels, strict=True):
             if label_uri is not None or not scoring.labelled_only:
                 yield row | {"label_uri": label_uri}
@@ -127,7 +135,7 @@ def _score_one(region: Region, label_set: LabelSet) -> dict[str, Any]:
         return result | {"status": "label_missing", "error": "no label file"}
     if truth is None:
         return result | {"status": "label_error", "error": f"{row['label_uri']}: {region.truth_error}"}
-    if row["window"] is not None:
+    if row["window"] is not None and grid_of_result(row) is None:  # older rows: the whole label was read
         x, y, width, height = (row["window"][side] for side in ("x", "y", "width", "height"))
         truth = truth[y : y + height, x : x + width]
     if mask is None:

@@ -32,14 +32,15 @@ def trace(windows: Iterable[WindowMap], classes: set[int]) -> Traced:
     pieces: list[Any] = []
     kinds: list[int] = []
     sums: list[tuple[float, int]] = []  # of confidence, and how many pixels
-    borders: list[Any] = []
+    borders: list[bool] = []
     for window in windows:
         found, of = _trace_window(window, classes)
         height, width = window.class_map.shape
         inner = shapely.box(window.x + 0.5, window.y + 0.5, window.x + width - 0.5, window.y + height - 0.5)
         boxes = shapely.bounds(found) if found else np.zeros((0, 4))
         low, high = np.array(inner.bounds[:2]), np.array(inner.bounds[2:])
-        borders.extend((boxes[:, :2] < low).any(axis=1) | (boxes[:, 2:] > high).any(axis=1))
+        touching: Any = (boxes[:, :2] < low).any(axis=1) | (boxes[:, 2:] > high).any(axis=1)
+        borders += touching.tolist()
         pieces += found
         kinds += of
         sums += _confidence_sums(window, found)

@@ -25,7 +25,7 @@ from pipeline.decode.gdal_file import Grid
 from pipeline.decode.pool import DecodePool
 from pipeline.labels import Encoded, LabelSet
 from pipeline.reading.pixels import Pixels, Place
-from pipeline.reading.scene_window import SceneOptions, Versions, read_truth, read_window, rectangle
+from pipeline.reading.scene_window import SceneOptions, Versions, grid_of_result, read_truth, read_window, rectangle
 
 Row = dict[str, Any]
 
@@ -44,9 +44,13 @@ class ReadOptions:
 
     @property
     def scene_limits(self) -> dict[str, float]:
-        """Of a window, which is fetched and decoded in one step."""
-        deadline_s = self.fetch_deadline_s + self.decode_deadline_s
-        return {"deadline_s": deadline_s, "retry_s": self.fetch_retry_s, "max_pixels": self.max_pixels}
+        """Of a window, which is decoded and, from a store, fetched in one step."""
+        return {
+            "deadline_s": self.decode_deadline_s,
+            "fetch_s": self.fetch_deadline_s,
+            "retry_s": self.fetch_retry_s,
+            "max_pixels": self.max_pixels,
+        }
 
 
 @dataclass
@@ -157,10 +161,11 @@ class RegionReader:
             raise Failure("label_missing", "no label file")
         if self.label_set is None:
             raise ValueError("RegionReader needs a label set to read labels")
-        if region.grid is not None:
-            core = rectangle(region.row.get("window")) or (0, 0, region.grid.width, region.grid.height)
+        grid = region.grid or grid_of_result(region.row)
+        if grid is not None:
+            core = rectangle(region.row.get("window")) or (0, 0, grid.width, grid.height)
             with _failures():
-                found = read_truth(self._decoders, uri, region.grid, core, self.options.scene_limits)
+                found = read_truth(self._decoders, uri, grid, core, self.options.scene_limits)
             raw, valid = found.values[..., 0] if found.values.shape[2] == 1 else found.values, found.valid
         else:
             raw, valid = self._decode(self._fetch(uri, None, None), "label"), None

@@ -5,6 +5,7 @@ GDAL fetches by ranges in the decoding child, so fetching and decoding are one s
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ def rectangle(window: dict[str, int] | None) -> Rectangle | None:
 def read_window(decoders: DecodePool, row: Row, options: SceneOptions, limits: dict[str, float]) -> SceneWindow:
     """The pixels of a row of kind raster. Raises DecodeError and its kin; `SceneUnreachable` where a store failed.
 
-    `limits` are `deadline_s`, `retry_s` and `max_pixels`.
+    `limits` are `deadline_s`, `fetch_s` (added to it where a store is asked), `retry_s` and `max_pixels`.
     """
     core, read = rectangle(row.get("window")), rectangle(row.get("read_window"))
     read = read or core
@@ -80,16 +81,40 @@ def read_window(decoders: DecodePool, row: Row, options: SceneOptions, limits: d
     if core is not None and read is not None and core != read:
         x, y = core[0] - read[0], core[1] - read[1]
         inside = (slice(y, y + core[3]), slice(x, x + core[2]))
-    pixels = Pixels(found.values, found.valid, inside)
+    valid = found.valid
+    if row.get("scene_area") is not None and core is not None and read is not None:
+        asked = _drawn(row["scene_area"], read)
+        valid = asked if valid is None else valid & asked
+    pixels = Pixels(found.values, valid, inside)
     transform = None
     if header.georeference == "transform" and header.transform is not None:
         transform = moved(header.transform, *(core or (0, 0))[:2])
     return SceneWindow(pixels, Place(header.crs, transform, header.georeference), grid)
 
 
+def _drawn(wkb: bytes, read: Rectangle) -> np.ndarray:
+    """H x W bool: the pixels of what is read, halo too, whose centres lie within an area in px of the scene."""
+    import shapely
+    from rasterio.features import geometry_mask
+    from rasterio.transform import Affine
+
+    x, y, width, height = read
+    return geometry_mask([shapely.from_wkb(wkb)], (height, width), Affine.translation(x, y), invert=True)
+
+
 def read_truth(decoders: DecodePool, uri: str, grid: Grid, core: Rectangle, limits: dict[str, float]) -> RasterWindow:
     """The raw label values of a part of a scene, from a raster on the scene's or another grid (nearest)."""
     return _persistently(decoders, (Asset(uri),), core, limits, onto=grid, as_labels=True)
+
+
+def grid_of_result(row: Row) -> Grid | None:
+    """The grid of the whole scene, of a row of predictions of one of its windows; None of any other row."""
+    window = rectangle(row.get("window"))
+    if window is None or not row.get("scene_width") or importlib.util.find_spec("rasterio") is None:
+        return None
+    transform = row.get("transform")
+    whole = None if transform is None else moved(tuple(transform), -window[0], -window[1])
+    return Grid(row.get("crs"), whole, row["scene_width"], row["scene_height"])
 
 
 def moved(transform: tuple[float, ...], x: int, y: int) -> tuple[float, ...]:
@@ -110,11 +135,10 @@ def _persistently(
     """As `DecodePool.scene`; what may be a store's passing trouble is tried again."""
     started_s, pause_s = time.monotonic(), 0.25
     remote, died = any(is_remote(asset.uri) for asset in assets), False
+    deadline_s = limits["deadline_s"] + limits["fetch_s"] * remote
     while True:
         try:
-            return decoders.scene(
-                assets, window, max_pixels=int(limits["max_pixels"]), deadline_s=limits["deadline_s"], **how
-            )
+            return decoders.scene(assets, window, max_pixels=int(limits["max_pixels"]), deadline_s=deadline_s, **how)
         except TooLarge:
             raise
         except DecoderDied:  # of this window, or of something else: where memory runs out, decoders go first

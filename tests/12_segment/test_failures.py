@@ -70,7 +70,9 @@ def test_every_hostile_file_costs_only_its_own_row(
         shutil.copyfile(file, folder / f"zz-{file.name}")
     total = len(list(folder.iterdir()))
     output = str(tmp_path / "out")
-    segment(SegmentConfig(f"{folder}/*", checkpoint, output, max_failure_rate=1, num_predictors=2))
+    segment(
+        SegmentConfig(f"{folder}/*", checkpoint, output, max_failure_rate=1, num_predictors=2, decode_deadline_s=10)
+    )
     rows = {row["path"]: row for row in rows_of(output).values()}
     assert len(rows) == total
     for row in rows.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,25 @@ def test_bands_and_scaling_that_make_no_sense(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=words):
             segment(config(tmp_path, **options))
+
+
+def test_windows_are_evaluated_with_truth_read_by_windows(tmp_path: Path) -> None:
+    """Labels on another grid, of a part of the scene: what they do not cover is void."""
+    from pipeline.evaluate.config import EvaluateConfig
+    from pipeline.evaluate.job import evaluate
+
+    values = smooth(300, 260)
+    write_scene(tmp_path / "c" / "s.tif", values)
+    small_unet(tmp_path / "k")
+    segment(config(tmp_path, window_px=128, halo_px=32))
+    found = stitched(tmp_path / "o", "s.tif", (300, 260))
+    labels = found[20:220, 30:200].copy()
+    labels[:5] = (labels[:5] + 1) % 3
+    write_scene(tmp_path / "labels" / "s.tif", labels, transform=UTM * Affine.translation(30, 20))
+
+    evaluate(
+        EvaluateConfig(predictions=str(tmp_path / "o"), labels=str(tmp_path / "labels"), output=str(tmp_path / "e"))
+    )
+    metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert metrics["pixels"] == labels.size and metrics["ignored"] == found.size - labels.size
+    assert metrics["pixel_accuracy"] == pytest.approx(1 - 5 / 200)

@@ -18,7 +18,7 @@ from pipeline.catalog import schema
 from pipeline.tables.prediction_table import prediction_files
 
 STATISTICS = "statistics"
-_COLUMNS = "path height width status class_pixels mean_confidence low_confidence_share".split()
+_COLUMNS = "path height width status class_pixels class_area_m2 mean_confidence low_confidence_share".split()
 _ROWS_AT_ONCE = 65_536
 _MOST_VALUES = 100_000  # of one scope: a column with more is no grouping
 
@@ -33,8 +33,11 @@ class Group:
     class_pixels: np.ndarray = field(init=False)
     confidence: float = 0.0  # summed over predicted pixels
     low_confidence: float = 0.0
+    class_area_m2: np.ndarray = field(init=False)  # of the regions whose area is known
+    has_area: bool = False
 
     def __post_init__(self) -> None:
+        self.class_area_m2 = np.zeros(self.num_classes)
         self.statuses = np.zeros(len(schema.STATUSES), np.int64)
         self.class_pixels = np.zeros(self.num_classes, np.int64)
 
@@ -47,6 +50,7 @@ class Group:
             **dict(zip(schema.STATUSES, self.statuses.tolist(), strict=True)),
             "pixels": self.pixels,
             "class_pixels": self.class_pixels.tolist(),
+            "class_area_m2": self.class_area_m2.tolist() if self.has_area else None,
             "class_share": [int(n) / predicted if predicted else 0.0 for n in self.class_pixels],
             "mean_confidence": self.confidence / predicted if predicted else None,
             "low_confidence_share": self.low_confidence / predicted if predicted else None,
@@ -64,6 +68,12 @@ class _Rows:
         self.pixels[ok] = good["height"].to_numpy().astype(np.int64) * good["width"].to_numpy()
         self.class_pixels = np.zeros((len(ok), num_classes), np.int64)
         self.class_pixels[ok] = pc.list_flatten(good["class_pixels"]).to_numpy().reshape(-1, num_classes)
+        self.has_area, self.class_area_m2 = np.zeros(len(ok)), np.zeros((len(ok), num_classes))
+        if "class_area_m2" in table.column_names:  # not before version 4
+            known = ok & pc.is_valid(table["class_area_m2"]).to_numpy()
+            self.has_area = known.astype(float)
+            areas = pc.list_flatten(table.filter(pa.array(known))["class_area_m2"])
+            self.class_area_m2[known] = areas.to_numpy().reshape(-1, num_classes)
         self.confidence, self.low_confidence = np.zeros(len(ok)), np.zeros(len(ok))
         predicted = self.class_pixels[ok].sum(axis=1).astype(float)  # a picture may have pixels of no class
         self.confidence[ok] = pc.fill_null(good["mean_confidence"], 0.0).to_numpy() * predicted
@@ -83,6 +93,8 @@ class _Rows:
         statuses = np.bincount(codes * kinds + self.status[at], minlength=count * kinds).reshape(count, kinds)
         pixels, confidence, low_confidence = sums(self.pixels), sums(self.confidence), sums(self.low_confidence)
         class_pixels = np.stack([sums(column) for column in self.class_pixels.T], axis=1).astype(np.int64)
+        has_area = sums(self.has_area)
+        areas = np.stack([sums(column) for column in self.class_area_m2.T], axis=1)
         for i, value in enumerate(coded.dictionary.to_pylist()):
             if value not in groups and len(groups) >= _MOST_VALUES:
                 continue
@@ -90,6 +102,8 @@ class _Rows:
             group.statuses += statuses[i]
             group.pixels += int(pixels[i])
             group.class_pixels += class_pixels[i]
+            group.class_area_m2 += areas[i]
+            group.has_area |= bool(has_area[i])
             group.confidence += float(confidence[i])
             group.low_confidence += float(low_confidence[i])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline import storage
@@ -11,6 +11,8 @@ from pipeline.errors import InputError
 from pipeline.labels import LABEL_SETS, LabelSet
 from pipeline.models import parse_model, portable, weights_sha256
 from pipeline.reading.read_config import ReadConfig
+from pipeline.reading.regions import ReadOptions
+from pipeline.reading.scene_window import SceneOptions
 from pipeline.runtime.options import FAILURES, INPUT, NETWORK, OUTPUT, SPEED, option, validate
 from pipeline.runtime.output_config import ClusterOutputConfig
 from pipeline.training.label_scan import CLASS_WEIGHTS
@@ -126,6 +128,11 @@ class TrainConfig(ClusterOutputConfig, ReadConfig):
         group=SPEED,
         low=1,
     )
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """Samples are three bands of bytes: a scene of others is refused, not cast."""
+        return replace(super().read_options, scenes=SceneOptions(takes=(3, True)))
 
 
 def check(config: TrainConfig) -> tuple[int, int]:

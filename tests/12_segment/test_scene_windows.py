@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rasterio.transform import Affine
@@ -70,6 +71,8 @@ def test_windows_meet_without_a_seam(tmp_path: Path) -> None:
         moved = UTM * Affine.translation(row["window"]["x"], row["window"]["y"])
         assert row["crs"] == "EPSG:32618" and row["transform"] == list(moved)[:6]
         assert row["class_area_m2"] == [pixels * 100.0 for pixels in row["class_pixels"]]
+    statistics = pq.read_table(tmp_path / "o" / "statistics" / "statistics.parquet").to_pylist()[0]
+    assert statistics["class_area_m2"] == [pixels * 100.0 for pixels in whole.class_pixels.tolist()]
 
 
 def test_no_prediction_where_there_is_no_picture(tmp_path: Path) -> None:

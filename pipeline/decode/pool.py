@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.decode.child import DecodeChild
 from pipeline.decode.raster import RasterWindow, Window
-from pipeline.decode.raster_header import Asset
+from pipeline.decode.raster_header import Asset, RasterHeader
 
 _LOOKED_AT_EVERY_S = 1.0
 _WAITING, _BUSY = 0.2, 0.75  # shares of the time from which on one more pays
@@ -44,6 +44,11 @@ class DecodePool:
         """As `DecodeChild.scene`, always in the same one for the same scene: it has its files and blocks already."""
         child = self.children[zlib.crc32(assets[0].uri.encode()) % len(self.children)]
         return child.scene(assets, window, **how)
+
+    def scene_header(self, assets: Sequence[Asset], **how: Any) -> RasterHeader:
+        """As `DecodeChild.scene_header`, in the one that reads this scene."""
+        child = self.children[zlib.crc32(assets[0].uri.encode()) % len(self.children)]
+        return child.scene_header(assets, **how)
 
     def note_wait(self, seconds: float, now_s: float) -> None:
         """A reader waited for pixels for `seconds`, until `now_s` (monotonic). Adds a decoder where readers wait for a

@@ -66,9 +66,14 @@ def misfit(header: RasterHeader, bands: Sequence[str], num_bands: int, bytes_onl
     if count != num_bands:
         example = ",".join(str(i + 1) for i in range(num_bands))
         return f"{has}, {takes}" + (f": choose with --bands {example}" if count > num_bands else "")
-    if bytes_only != (header.dtype in ("uint8", "int8")):
+    if bytes_only == wide_type(header.dtype):
         return f"{has}, {takes}: it would see other numbers than it learnt; bring them with --scaling"
     return None
+
+
+def wide_type(dtype: str) -> bool:
+    """Whether values of a type are wider than bytes."""
+    return dtype not in ("uint8", "int8")
 
 
 def header_json(header: RasterHeader) -> dict[str, Any]:

@@ -25,7 +25,15 @@ from pipeline.decode.gdal_file import Grid
 from pipeline.decode.pool import DecodePool
 from pipeline.labels import Encoded, LabelSet
 from pipeline.reading.pixels import Pixels, Place
-from pipeline.reading.scene_window import SceneOptions, Versions, grid_of_result, read_truth, read_window, rectangle
+from pipeline.reading.scene_window import (
+    SceneOptions,
+    Versions,
+    assets_of,
+    grid_of_result,
+    read_truth,
+    read_window,
+    rectangle,
+)
 
 Row = dict[str, Any]
 
@@ -94,6 +102,7 @@ class RegionReader:
         self._fetch_s = 0.0  # of all threads together
         self._counting = threading.Lock()
         self._versions = Versions()
+        self._grids: dict[str, Grid] = {}
 
     def read(self, rows: Iterable[Row], *, pictures: bool = True, labels: bool = False) -> Iterator[Region]:
         """One `Region` for each row, in order. A row needs `uri`; `size_bytes` and `version` are checked where
@@ -161,7 +170,7 @@ class RegionReader:
             raise Failure("label_missing", "no label file")
         if self.label_set is None:
             raise ValueError("RegionReader needs a label set to read labels")
-        grid = region.grid or grid_of_result(region.row)
+        grid = region.grid or grid_of_result(region.row) or self._grid(region.row)
         if grid is not None:
             core = rectangle(region.row.get("window")) or (0, 0, grid.width, grid.height)
             with _failures():
@@ -174,6 +183,16 @@ class RegionReader:
         for known in (valid, region.pixels.core_valid if region.pixels is not None else None):
             if known is not None and known.shape == region.truth.shape:
                 region.truth = np.where(known, region.truth, region.truth.dtype.type(self.label_set.ignore_value))
+
+    def _grid(self, row: Row) -> Grid | None:
+        """The grid of a row's scene, from its header, where labels are read without the picture; None of a picture."""
+        if not is_scene(row) or not row.get("scene_width"):
+            return None
+        if row["uri"] not in self._grids:
+            with _failures():
+                header = self._decoders.scene_header(assets_of(row), deadline_s=self.options.decode_deadline_s)
+            self._grids[row["uri"]] = Grid(header.crs, header.transform, header.width, header.height)
+        return self._grids[row["uri"]]
 
     def _fetch(self, uri: str, size_bytes: int | None, version: str | None) -> bytes:
         begin_s = time.monotonic()

@@ -110,7 +110,12 @@ def read_truth(decoders: DecodePool, uri: str, grid: Grid, core: Rectangle, limi
 def grid_of_result(row: Row) -> Grid | None:
     """The grid of the whole scene, of a row of predictions of one of its windows; None of any other row."""
     window = rectangle(row.get("window"))
-    if window is None or not row.get("scene_width") or importlib.util.find_spec("rasterio") is None:
+    if (
+        window is None
+        or not row.get("scene_width")
+        or "transform" not in row
+        or importlib.util.find_spec("rasterio") is None
+    ):
         return None
     transform = row.get("transform")
     whole = None if transform is None else moved(tuple(transform), -window[0], -window[1])

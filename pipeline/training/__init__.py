@@ -7,6 +7,7 @@ Reading order:
     config           its options, and which of them decide what is trained
     placement        Ray or this process, which device, how many threads
     selection        the rows to train on and to validate with
+    scene_sample     bands, scaling, mean and spread, from a sample of the training scenes
     label_scan       one look at every label file before the first step
     samples/         which sample is seen when, and the streams that bring it
     task             what every worker is given

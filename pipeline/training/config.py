@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline import storage
+from pipeline.catalog.scene_config import SceneConfig
 from pipeline.errors import InputError
 from pipeline.labels import LABEL_SETS, LabelSet
 from pipeline.models import parse_model, portable, weights_sha256
+from pipeline.models.scene_input import fixed_scaling, parse_bands
 from pipeline.reading.read_config import ReadConfig
 from pipeline.reading.regions import ReadOptions
 from pipeline.reading.scene_window import SceneOptions
-from pipeline.runtime.options import FAILURES, INPUT, NETWORK, OUTPUT, SPEED, option, validate
+from pipeline.runtime.options import FAILURES, INPUT, NETWORK, OUTPUT, SCENES, SPEED, option, validate
 from pipeline.runtime.output_config import ClusterOutputConfig
 from pipeline.training.label_scan import CLASS_WEIGHTS
 from pipeline.training.optimization.schedules import SCHEDULES
@@ -44,7 +46,7 @@ _BESIDE_THE_RESULT = (
 
 
 @dataclass
-class TrainConfig(ClusterOutputConfig, ReadConfig):
+class TrainConfig(ClusterOutputConfig, SceneConfig, ReadConfig):
     """Train a segmentation network on labelled pictures. The same command on the same output resumes."""
 
     source: str = option(help="Folder, prefix, glob or table of pictures, an S3 Inventory, or a manifest.", group=INPUT)
@@ -69,6 +71,15 @@ class TrainConfig(ClusterOutputConfig, ReadConfig):
     )
     validation_split: str = option(
         "val", "Split to validate on; where there is none, --holdout pictures are held out.", group=INPUT
+    )
+    bands: str | None = option(
+        None, "Bands of scenes to learn from, by name or number: 4,3,2 (default: all).", group=SCENES
+    )
+    scaling: str | None = option(
+        None,
+        "How values of scenes are brought to 0..1: percentile:2,98 (of a sample of the training scenes), fixed:LOW,HIGH"
+        ", metadata or none; needed where they are wider than bytes.",
+        group=SCENES,
     )
     holdout: float = option(
         0.1, "Share of the pictures held out for validation where no split is.", group=INPUT, low=0, high=0.9
@@ -131,8 +142,10 @@ class TrainConfig(ClusterOutputConfig, ReadConfig):
 
     @property
     def read_options(self) -> ReadOptions:
-        """Samples are three bands of bytes: a scene of others is refused, not cast."""
-        return replace(super().read_options, scenes=SceneOptions(takes=(3, True)))
+        """Scenes with the bands that are asked for."""
+        physical = (self.scaling or "").startswith("metadata")
+        scenes = SceneOptions(parse_bands(self.bands), None, physical, self.resampling)
+        return replace(super().read_options, scenes=scenes)
 
 
 def check(config: TrainConfig) -> tuple[int, int]:
@@ -143,6 +156,9 @@ def check(config: TrainConfig) -> tuple[int, int]:
     if config.model.startswith("export:"):
         raise InputError("an exported program cannot be trained", where=config.model, todo="train its source")
     validate(config)
+    _ = config.window_options, parse_bands(config.bands)  # raise for what is out of range
+    if config.scaling is not None:
+        fixed_scaling(config.scaling, len(parse_bands(config.bands)) or config.scaling.count(";") + 1)
     if config.batch_size % config.num_workers:
         raise InputError(
             "--batch-size is shared by all workers",
@@ -185,6 +201,9 @@ def model_options(config: TrainConfig) -> dict[str, Any]:
 def decisive(config: TrainConfig, label_set: LabelSet, options: dict[str, Any]) -> dict[str, Any]:
     """Everything that can change the trained network; files by their content."""
     parts = {name: value for name, value in asdict(config).items() if name not in _BESIDE_THE_RESULT}
+    for name in ("window_px", "halo_px", "area_of_interest", "assets", "resampling", "bands", "scaling"):
+        if parts[name] == getattr(TrainConfig, name):
+            del parts[name]  # likewise
     if parts["max_pixels"] == ReadConfig.max_pixels:
         del parts["max_pixels"]  # runs from before it was an option resume
     weights = options.get("backbone_weights")

@@ -46,10 +46,11 @@ def train(config: TrainConfig) -> str:
             connect([config.output], shared_filesystem=config.shared_filesystem)
         else:
             stop_on_sigterm()
-        manifest = manifest_of(run, config.source, labels=config.labels, whole_scenes=True)
+        manifest = manifest_of(run, config.source, labels=config.labels, scenes=config)
         table, validation = select_rows(manifest, config)
         table, validation, class_pixels = _scan(run, config, table, validation, label_set, on_ray)
-        summary = _fit(run, config, label_set, options, crop, table, validation, class_pixels, on_ray)
+        scene_input = _scene_input(run, config, table)
+        summary = _fit(run, config, label_set, options, crop, table, validation, class_pixels, on_ray, scene_input)
         run.success({**summary, "wall_s": time.monotonic() - started_s})
         return _where(run, summary)
 
@@ -98,6 +99,20 @@ def _scan(
     return rows["train"], rows["validation"], pixels
 
 
+def _scene_input(run: Run, config: TrainConfig, table: pa.Table) -> dict[str, Any]:
+    """What the network is fed with, where that is scenes: found once, and kept."""
+    from pipeline.training.scene_sample import sample_scenes
+
+    uri = run.at("scene_input.json")
+    try:
+        return dict(storage.read_json(uri))
+    except FileNotFoundError:
+        found = sample_scenes(config, table)
+        if found:
+            storage.write_json(uri, found)
+        return found
+
+
 def _fit(
     run: Run,
     config: TrainConfig,
@@ -108,6 +123,7 @@ def _fit(
     validation: pa.Table,
     class_pixels: list[int],
     on_ray: bool,
+    scene_input: dict[str, Any],
 ) -> dict[str, Any]:
     """From the saved state to the last step. Returns the summary."""
     from pipeline.models import portable, preprocessing
@@ -126,12 +142,15 @@ def _fit(
         seed=config.seed,
     )
     on_gpu, threads = ray_resources(config) if on_ray else process_resources(config)
+    fill: Any = scene_input.pop("fill", None)
     spec = ModelSpec(
         *portable(model_name(config), options),
         label_set,
         **{k: v for k, v in preprocessing(model_name(config), options).items() if k != "input_size"},
         fingerprint=run.record["result_fingerprint"],
     )
+    if scene_input:
+        spec = ModelSpec.from_json({**spec.to_json(), **scene_input, "channel_order": "rgb"})
     task = Task(
         output=run.output,
         model=model_name(config),
@@ -154,9 +173,14 @@ def _fit(
         threads=threads,
     )
     augmentation = Augmentation(
-        crop=crop, scale=(config.scale_min, config.scale_max), jitter=config.jitter, flip=config.flip
+        crop=crop,
+        scale=(config.scale_min, config.scale_max),
+        jitter=config.jitter,
+        flip=config.flip,
+        fill=Augmentation.fill if fill is None else tuple(fill),
     )
-    loader = SampleLoader(plan, augmentation, label_set, config.read_options)
+    dtype = "uint8" if spec.dtype == "uint8" else "float32"
+    loader = SampleLoader(plan, augmentation, label_set, config.read_options, spec.bands, dtype)
     data = TrainingData(table, validation, loader)
     say(
         f"training {config.model} on {plan.num_rows} pictures, {plan.total_steps} steps of {plan.batch_size} "

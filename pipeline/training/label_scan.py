@@ -19,11 +19,12 @@ from pipeline.errors import InputError
 from pipeline.labels import LabelSet, in_file, unknown_value
 from pipeline.reading.regions import ReadOptions, Region, RegionReader
 from pipeline.runtime.progress import listed
+from pipeline.training.samples.plan import SCENE_COLUMNS
 
 CLASS_WEIGHTS = ("none", "log", "sqrt", "inverse")
 _KEPT = 10_000  # names of unreadable files
 _VALUES = 256  # the commonest void values; with `ignore_other_colors` there may be millions
-_COLUMNS = ["region_id", "path", "uri", "label_uri"]
+_COLUMNS = ["region_id", "path", "uri", "label_uri", "kind", "window"]
 
 
 @dataclass
@@ -62,7 +63,7 @@ def scan_labels(table: pa.Table, label_set: LabelSet, options: ReadOptions, *, o
     Raises InputError for a value outside the label set, with file, value and count, as soon as one is met.
     """
     scan = LabelScan([0] * label_set.num_classes)
-    table = table.select(_COLUMNS)
+    table = table.select([name for name in (*_COLUMNS, *SCENE_COLUMNS) if name in table.column_names])
     for part in _on_ray(table, label_set, options) if on_ray else _here(table, label_set, options):
         scan.add(part)
     return scan

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.catalog.manifest import Manifest
+from pipeline.catalog.manifest import Manifest, region_key
 from pipeline.errors import InputError
 from pipeline.runtime.progress import listed, say
 from pipeline.training.config import TrainConfig
-from pipeline.training.samples.plan import COLUMNS
+from pipeline.training.samples.plan import COLUMNS, SCENE_COLUMNS
 
 
 def select_rows(manifest: Manifest, config: TrainConfig) -> tuple[pa.Table, pa.Table]:
@@ -19,7 +19,8 @@ def select_rows(manifest: Manifest, config: TrainConfig) -> tuple[pa.Table, pa.T
     """
     split = config.split or ("train" if "train" in manifest.splits else None)
     manifest.require_split(split)
-    table = manifest.table([*COLUMNS, "split"], split=split)
+    columns = [*COLUMNS, *(name for name in SCENE_COLUMNS if name in manifest.columns)]
+    table = manifest.table([*columns, "split"], split=split)
     labelled = table.filter(pc.is_valid(table["label_uri"]))
     if not labelled.num_rows:
         raise InputError(
@@ -31,7 +32,7 @@ def select_rows(manifest: Manifest, config: TrainConfig) -> tuple[pa.Table, pa.T
     if labelled.num_rows < table.num_rows:
         lacking = table.filter(pc.is_null(table["label_uri"]))["path"].to_pylist()
         say(f"{len(lacking)} of {table.num_rows} pictures have no label file and are left out: {listed(lacking)}")
-    validation = manifest.table([*COLUMNS, "split"], split=config.validation_split)
+    validation = manifest.table([*columns, "split"], split=config.validation_split)
     validation = validation.filter(pc.is_valid(validation["label_uri"]))
     if config.validation_split == split or not validation.num_rows:
         labelled, validation = hold_out(labelled, config.holdout)
@@ -39,21 +40,30 @@ def select_rows(manifest: Manifest, config: TrainConfig) -> tuple[pa.Table, pa.T
             f"no labelled pictures of split {config.validation_split!r}: {validation.num_rows} of "
             f"{labelled.num_rows + validation.num_rows} are held out for validation, the same ones every time"
         )
-    return labelled.select(COLUMNS), validation.select(COLUMNS)
+    return labelled.select(columns), validation.select(columns)
 
 
 def hold_out(table: pa.Table, share: float) -> tuple[pa.Table, pa.Table]:
     """(rest, held out): a row is held out by its `region_key` alone, so growing a collection moves no row.
 
-    At least one row on either side; a single row is on both.
+    Windows of a scene go together, for neighbours see the same ground. At least one row on either side; a single row is
+    on both.
     """
     if table.num_rows == 1:
         return table, table
-    hashes = [int(key[:8], 16) / 2**32 for key in table["region_key"].to_pylist()]
+    keys = table.select(["path", "region_key", "window"]).to_pylist()
+    whole = [row["region_key"] if row["window"] is None else region_key(row["path"]) for row in keys]
+    if len(set(whole)) == 1 and len(whole) > 1:
+        raise InputError(
+            "one scene alone cannot be held out from itself",
+            where=keys[0]["path"],
+            todo="name a scene to validate with by a folder or column `val`",
+        )
+    hashes = [int(key[:8], 16) / 2**32 for key in whole]
     held = [value < share for value in hashes]
     if not any(held):
-        held[hashes.index(min(hashes))] = True
+        held = [value == min(hashes) for value in hashes]
     if all(held):
-        held[hashes.index(max(hashes))] = False
+        held = [value != max(hashes) for value in hashes]
     mask = pa.array(held)
     return table.filter(pc.invert(mask)), table.filter(mask)

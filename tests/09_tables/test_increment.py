@@ -286,7 +286,7 @@ def test_killed_at_every_step_each_region_is_there_once(
 
 def test_keys_that_share_their_first_half_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = ["f" * 32, "0" * 32, "0" * 31 + "1", "0" * 16 + "f" * 16, "8" + "0" * 31]
-    monkeypatch.setattr(manifest_writer, "region_key", lambda path: keys[int(path[0])])
+    monkeypatch.setattr(manifest_writer, "region_key", lambda path, window=None: keys[int(path[0])])
     for i in range(5):
         (tmp_path / "c").mkdir(exist_ok=True)
         (tmp_path / "c" / f"{i}.jpg").write_bytes(b"x")

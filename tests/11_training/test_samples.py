@@ -183,8 +183,9 @@ def test_validation_drops_no_picture_between_two_workers(ray_session: None, coll
     def take(worker: int) -> None:
         for row in shards[worker].iter_rows():
             if row["valid"]:
-                assert not row["failure"] and len(row["pixels"]) == 3 * len(row["truth"])
-                found.append((worker, row["height"], row["width"]))
+                height, width, bands = row["pixels"]["shape"]
+                assert not row["failure"] and bands == 3 and len(row["truth"]) == height * width
+                found.append((worker, height, width))
 
     threads = [threading.Thread(target=take, args=(worker,)) for worker in range(2)]
     [thread.start() for thread in threads]

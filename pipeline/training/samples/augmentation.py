@@ -6,6 +6,7 @@ normalisation happens on the training device. Geometry and colour come from torc
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +22,9 @@ class Augmentation:
 
     `crop` is (height, width) of the result in px. `scale` is the range of the random zoom, drawn evenly on a log axis
     (DeepLab's 0.5 to 2); `aspect` is the largest extra stretch of the width, 1 = none. `jitter` is the strength of
-    brightness, contrast and saturation changes (hue moves by a tenth of it); it needs 3 bands and is left out for other
-    counts. Where the window leaves the picture, pixels are `fill` and the truth is the label set's ignore value, so a
-    picture smaller than the crop is padded, never stretched.
+    brightness, contrast and saturation changes (hue moves by a tenth of it); it needs 3 bands of bytes and is left out
+    for others. Where the window leaves the picture, pixels are `fill` and the truth is the label set's ignore value,
+    so a picture smaller than the crop is padded, never stretched.
     """
 
     crop: tuple[int, int]
@@ -31,7 +32,7 @@ class Augmentation:
     aspect: float = 1.0
     flip: bool = True
     jitter: float = 0.0
-    fill: int = 124
+    fill: int | tuple[float, ...] = 124  # or one for each band
 
     def __call__(
         self, pixels: np.ndarray, truth: np.ndarray, *, ignore_value: int, seed: tuple[int, ...]
@@ -48,12 +49,21 @@ class Augmentation:
             picture, mask = self._window(picture, mask, ignore_value)
             if self.flip and torch.rand(()) < 0.5:
                 picture, mask = functional.horizontal_flip(picture), functional.horizontal_flip(mask)
-            if self.jitter > 0 and picture.shape[0] == 3:
+            if self.jitter > 0 and picture.shape[0] == 3 and picture.dtype == torch.uint8:
                 picture = v2.ColorJitter(self.jitter, self.jitter, self.jitter, self.jitter / 10)(picture)
         return (
             np.ascontiguousarray(picture.numpy().transpose(1, 2, 0)),
             np.ascontiguousarray(mask[0].numpy().astype(truth.dtype)),
         )
+
+    def fills(self, bands: int) -> list[float]:
+        """What stands where there is no picture, band by band."""
+        return list(self.fill) if isinstance(self.fill, tuple) else [self.fill] * bands
+
+    def reach(self) -> tuple[int, int]:
+        """Height and width in px of the largest part of a picture that a view shows."""
+        height, width = self.crop
+        return math.ceil(height / self.scale[0]), math.ceil(width * self.aspect / self.scale[0])
 
     def _window(
         self, picture: tv_tensors.Image, mask: tv_tensors.Mask, ignore_value: int
@@ -71,7 +81,7 @@ class Augmentation:
         truth = functional.resize(truth, size, functional.InterpolationMode.NEAREST)
         padding = [x, y, self.crop[1] - x - out_columns, self.crop[0] - y - out_rows]
         return (
-            functional.pad(shown, padding, fill=[self.fill] * picture.shape[0]),
+            functional.pad(shown, padding, fill=self.fills(picture.shape[0])),
             functional.pad(truth, padding, fill=ignore_value),
         )
 

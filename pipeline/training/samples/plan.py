@@ -19,6 +19,7 @@ import numpy as np
 
 # what is read of a manifest row
 COLUMNS = ["region_id", "region_key", "path", "uri", "kind", "size_bytes", "version", "window", "frame", "label_uri"]
+SCENE_COLUMNS = ["read_window", "scene_width", "scene_height", "scene_area", "assets"]  # where the manifest has them
 _BLOCK_ROWS = 32  # small enough that a block is soon there, large enough that its overhead does not count
 _BLOCK_BYTES = 64 << 20  # Ray splits blocks of more than 128 MiB
 MAX_BLOCKS = 10_000  # the driver keeps a record of every block (about 39 KB)

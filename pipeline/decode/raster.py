@@ -174,7 +174,7 @@ class Scenes:
         onto: Grid | None = None,
         max_pixels: int | None = None,
         bands: Sequence[str] = (),
-        takes: tuple[int, bool] | None = None,
+        takes: tuple[int, bool | None] | None = None,
         as_labels: bool = False,
         physical: bool = False,
     ) -> RasterWindow:

@@ -54,19 +54,20 @@ def chosen_bands(header: RasterHeader, bands: Sequence[str]) -> list[int]:
     return chosen or list(range(header.bands))
 
 
-def misfit(header: RasterHeader, bands: Sequence[str], num_bands: int, bytes_only: bool) -> str | None:
-    """Why a scene does not fit a network that takes so many bands, of bytes or of wider values; None where it does."""
+def misfit(header: RasterHeader, bands: Sequence[str], num_bands: int, bytes_only: bool | None) -> str | None:
+    """Why a scene does not fit a network that takes so many bands, of bytes, of wider values or (None) of any; None
+    where it does."""
     try:
         count = len(chosen_bands(header, bands))
     except DecodeError as error:
         return str(error)
-    kind = "uint8" if bytes_only else "wider than bytes"
+    kind = "any type" if bytes_only is None else "uint8" if bytes_only else "wider than bytes"
     has = f"the scene has {count} band{'s' * (count != 1)} of {header.dtype}"
     takes = f"the network takes {num_bands} of {kind}"
     if count != num_bands:
         example = ",".join(str(i + 1) for i in range(num_bands))
         return f"{has}, {takes}" + (f": choose with --bands {example}" if count > num_bands else "")
-    if bytes_only == wide_type(header.dtype):
+    if bytes_only is not None and bytes_only == wide_type(header.dtype):
         return f"{has}, {takes}: it would see other numbers than it learnt; bring them with --scaling"
     return None
 

@@ -76,7 +76,7 @@ def fed_with(spec: ModelSpec, bands: str | None, scaling: str | None) -> ModelSp
                 found=scaling,
                 todo="--scaling fixed:LOW,HIGH with the network's own range",
             )
-        spec = replace(spec, scaling=found, dtype="wide")
+        spec = replace(spec, scaling=found, dtype="any")
     return spec
 
 

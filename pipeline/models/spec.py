@@ -51,7 +51,8 @@ class ModelSpec:
 
     A pixel enters as (pixel / scale - mean) / std, band by band, in `channel_order`; with a `scaling` that takes the
     place of the division. `band_names` are the bands of a scene that it takes, by name or number (none: all), `dtype`
-    is "uint8" where it learnt bytes and "wide" where it learnt wider values. Pictures are padded to a multiple
+    is "uint8" where it learnt bytes and "wide" where it learnt wider values ("any": a run said how they are scaled).
+    Pictures are padded to a multiple
     of `size_multiple` pixels. With `input_size` (height, width) every picture is resized to it (bilinear, antialiased)
     and the logits are brought back to the picture's size (bilinear). `class_map` gives for each output channel the
     class it stands for, or None for none of the label set's; without it the channels are the classes.
@@ -108,9 +109,10 @@ class ModelSpec:
             )
 
     @property
-    def takes(self) -> tuple[int, bool]:
-        """How many bands, and whether bytes: what a scene must have."""
-        return self.bands, self.dtype == "uint8"
+    def takes(self) -> tuple[int, bool | None]:
+        """How many bands a scene must have, and whether bytes (True), wider values (False) or either (None)."""
+        either = self.dtype == "any" or (self.scaling is not None and self.scaling.kind == "metadata")
+        return self.bands, None if either else self.dtype == "uint8"
 
     @property
     def num_channels(self) -> int:

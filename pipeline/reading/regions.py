@@ -273,4 +273,9 @@ def _failures() -> Iterator[None]:
 
 def is_scene(row: Row) -> bool:
     """Whether a row is read by windows of a scene: it is a raster, and what opens rasters is installed."""
-    return row.get("kind") == "raster" and importlib.util.find_spec("rasterio") is not None
+    return row.get("kind") == "raster" and _opens_rasters()
+
+
+@functools.cache
+def _opens_rasters() -> bool:
+    return importlib.util.find_spec("rasterio") is not None

@@ -33,7 +33,7 @@ class SceneOptions:
     """How scenes are read for a network; in no fingerprint, for the checkpoint's own is."""
 
     bands: tuple[str, ...] = ()  # by name or number, none = all
-    takes: tuple[int, bool] | None = None  # bands of the network, and whether they are bytes
+    takes: tuple[int, bool | None] | None = None  # bands of the network, and whether they are bytes
     physical: bool = False  # values times the file's scale plus its offset
     resampling: str = "bilinear"  # of files coarser than the scene's grid
 

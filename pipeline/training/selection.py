@@ -51,12 +51,12 @@ def hold_out(table: pa.Table, share: float) -> tuple[pa.Table, pa.Table]:
     """
     if table.num_rows == 1:
         return table, table
-    keys = table.select(["path", "region_key", "window"]).to_pylist()
-    whole = [row["region_key"] if row["window"] is None else region_key(row["path"]) for row in keys]
+    rows = table.select([n for n in ("path", "region_key", "window") if n in table.column_names]).to_pylist()
+    whole = [region_key(row["path"]) if row.get("window") else row["region_key"] for row in rows]
     if len(set(whole)) == 1 and len(whole) > 1:
         raise InputError(
             "one scene alone cannot be held out from itself",
-            where=keys[0]["path"],
+            where=rows[0].get("path"),
             todo="name a scene to validate with by a folder or column `val`",
         )
     hashes = [int(key[:8], 16) / 2**32 for key in whole]

@@ -122,7 +122,7 @@ class Deadly(Predictor):
 
     def predict(self, pictures: Any) -> Any:
         for picture in pictures:
-            red, green, blue = picture[0, 0]
+            red, green, blue = picture.values[0, 0]
             if red > 250:
                 os._exit(7)
             if green > 250:

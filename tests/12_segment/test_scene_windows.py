@@ -119,6 +119,15 @@ def test_scenes_on_s3_are_read_by_ranges(tmp_path: Path, s3: Any) -> None:
     assert told.startswith("4 of 4 regions ok")
 
 
+def test_a_scaling_that_was_said_takes_any_type(tmp_path: Path) -> None:
+    small_unet(tmp_path / "k")
+    write_scene(tmp_path / "c" / "bytes.tif", smooth(64, 64, top=60))
+    write_scene(tmp_path / "c" / "deep.tif", smooth(64, 64, 3, "uint16", top=60))
+    assert segment(config(tmp_path, scaling="fixed:0,60")).startswith("2 of 2 regions ok")
+    found = [stitched(tmp_path / "o", name, (64, 64)) for name in ("bytes.tif", "deep.tif")]
+    np.testing.assert_array_equal(*found)
+
+
 def test_bands_and_scaling_that_make_no_sense(tmp_path: Path) -> None:
     small_unet(tmp_path / "k")
     write_scene(tmp_path / "c" / "s.tif", smooth(64, 64))

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pipeline.decode.header import DecodeError
 
-CACHE_MIB = 256  # of decoded blocks: a row of 1024 px windows of a scene of 36,000 px in three bands of bytes
+CACHE_BYTES = 256 << 20  # of decoded blocks: a row of 1024 px windows of a scene of 36,000 px in three bands of bytes
 _LOCAL = re.compile(r"^(file://)?/")
 _VIRTUAL = {"s3": "/vsis3/", "s3a": "/vsis3/", "gs": "/vsigs/", "gcs": "/vsigs/", "az": "/vsiaz/", "abfs": "/vsiaz/"}
 
@@ -33,7 +33,7 @@ def is_remote(uri: str) -> bool:
 def gdal_options() -> dict[str, Any]:
     """GDAL's configuration, from the same environment variables that s3fs reads."""
     options: dict[str, Any] = {
-        "GDAL_CACHEMAX": CACHE_MIB,
+        "GDAL_CACHEMAX": CACHE_BYTES,  # rasterio takes bytes, where GDAL's own variable has megabytes
         "GDAL_NUM_THREADS": "1",  # several windows are read by several processes
         "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # masks beside a file are asked for by name, folders are not listed
         "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",

@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.export.scene import Scene
 
 BLOCK_PX = 512
+CACHE_BYTES = 128 << 20
 
 
 def write_cog(scene: Scene, output: str) -> list[str]:
@@ -62,7 +63,7 @@ def _write(scene: Scene, local: str, plain: str, confidence: bool) -> None:
     }
     if scene.transform is not None:
         profile["transform"] = rasterio.Affine(*scene.transform)
-    with rasterio.Env(GDAL_CACHEMAX=128), rasterio.open(plain, "w", **profile) as file:
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), rasterio.open(plain, "w", **profile) as file:
         if not confidence and np.dtype(scene.label_set.mask_dtype) == np.uint8:
             colors = {k: (*color, 255) for k, color in enumerate(scene.label_set.colors)}
             file.write_colormap(1, {**colors, ignore: (0, 0, 0, 0)})
@@ -76,7 +77,7 @@ def _write(scene: Scene, local: str, plain: str, confidence: bool) -> None:
             plane = window.confidence if confidence else window.class_map
             if plane is not None:
                 file.write(plane, 1, window=Window(window.x, window.y, plane.shape[1], plane.shape[0]))
-    with rasterio.Env(GDAL_CACHEMAX=128):
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
         rasterio.shutil.copy(
             plain,
             local,

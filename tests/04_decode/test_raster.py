@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import os
+import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import rasterio
 from rasterio.transform import Affine
 from scene_files import UTM, smooth, write_scene
 
+from pipeline.catalog.raster_windows import WindowOptions, windows_of
 from pipeline.decode import DecodeError, TooLarge
 from pipeline.decode.child import DecodeChild
 from pipeline.decode.gdal_file import Grid
@@ -153,3 +157,55 @@ def test_every_real_scene_is_read(child: DecodeChild, data_dir: Path) -> None:
         window = (0, 0, min(256, header.width), min(256, header.height))
         found = child.scene([Asset(str(path))], window)
         assert found.values.shape == (window[3], window[2], header.bands) and str(found.values.dtype) == header.dtype
+
+
+class _Ranges(http.server.BaseHTTPRequestHandler):
+    """Serves one file by ranges and adds up what it sent."""
+
+    protocol_version = "HTTP/1.1"
+    data, sent = b"", 0
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        if not self.path.endswith("/s.tif"):
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        first, last = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "bytes=0-")).groups()  # type: ignore
+        part = self.data[int(first) : int(last or len(self.data) - 1) + 1]
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        if "Range" in self.headers:
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(self.data)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        if self.command == "GET":
+            type(self).sent += len(part)
+            self.wfile.write(part)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_blocks_that_windows_share_are_fetched_once(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 64, (1024, 1024, 3)).astype(np.uint8)
+    path = write_scene(tmp_path / "s.tif", values)
+    with rasterio.open(path) as file:
+        needed = sum(int(file.get_tag_item(f"BLOCK_SIZE_{x}_{y}", "TIFF", bidx=1)) for x in range(8) for y in range(8))
+    _Ranges.data, _Ranges.sent = path.read_bytes(), 0
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Ranges)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    asset = Asset(f"http://127.0.0.1:{server.server_address[1]}/s.tif")
+    try:
+        with DecodeChild() as own:  # of its own: another scene's files would take room
+            for _, read in windows_of(1024, 1024, WindowOptions(256, 64)):
+                found = own.scene([asset], read)
+                x, y, width, height = read
+                np.testing.assert_array_equal(found.values, values[y : y + height, x : x + width])
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert needed < _Ranges.sent < 1.3 * needed

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.export.scene import Scene
+from pipeline.labels import LabelSet
 
 BLOCK_PX = 512
 CACHE_BYTES = 128 << 20
@@ -144,3 +145,27 @@ def stac_item(scene: Scene, local: str) -> dict[str, Any] | None:
         ),
     )
     return dict(item.to_dict(include_self_link=False))
+
+
+def stac_collection(label_set: LabelSet, output: str, items: list[str]) -> dict[str, Any] | None:
+    """A STAC collection above the items (their URIs below `output`); None where there is none."""
+    import pystac
+
+    found = [storage.read_json(uri) for uri in items]
+    if not found:
+        return None
+    boxes = np.array([item["bbox"] for item in found])
+    times = sorted(pystac.utils.str_to_datetime(item["properties"]["datetime"]) for item in found)
+    collection = pystac.Collection(
+        id=label_set.name,
+        description=f"Maps of {', '.join(label_set.names)}",
+        extent=pystac.Extent(
+            pystac.SpatialExtent([[*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()]]),
+            pystac.TemporalExtent([[times[0], times[-1]]]),
+        ),
+        license="other",
+    )
+    for uri, item in zip(items, found, strict=True):
+        href = f"./{uri.removeprefix(output).lstrip('/')}"
+        collection.add_link(pystac.Link("item", href, media_type="application/geo+json", title=item["id"]))
+    return dict(collection.to_dict(include_self_link=False, transform_hrefs=False))

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import InputError, PipelineError, nearest
-from pipeline.export.cog import write_cog
+from pipeline.export.cog import stac_collection, write_cog
 from pipeline.export.config import ExportConfig
 from pipeline.export.pictures import coco_of, merge_coco, write_png
 from pipeline.export.scene import Piece, open_scene, scenes_of
@@ -120,6 +120,11 @@ def _sum_up(config: ExportConfig, run: Run, label_set: LabelSet, paths: list[str
     if config.format == "coco":
         data = merge_coco([mark["coco"] for mark in marks if "coco" in mark], label_set)
         storage.write_bytes(run.at("coco", "predictions.json"), data)
+    if config.format == "cog":
+        items = [uri for mark in marks for uri in mark.get("files", ()) if uri.endswith(".json")]
+        collection = stac_collection(label_set, run.at("cog"), items)
+        if collection is not None:
+            storage.write_json(run.at("cog", "collection.json"), collection)
     storage.write_json(run.at("failed.json"), failed)
     missing = sum(mark.get("windows_missing", 0) for mark in marks)
     return {"scenes": len(marks), "exported": len(marks) - len(failed), "failed": failed, "windows_missing": missing}

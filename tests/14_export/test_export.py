@@ -107,6 +107,9 @@ def test_a_map_is_the_source_to_the_pixel(tmp_path: Path) -> None:
     assert item["properties"]["proj:code"] == "EPSG:32618" and item["properties"]["proj:shape"] == [300, 220]
     assert len(item["assets"]["classes"]["classification:classes"]) == 3 and -75.1 < item["bbox"][0] < -74.9
     assert not (tmp_path / "cog" / "cog" / "bare.json").exists()
+    collection = json.loads((tmp_path / "cog" / "cog" / "collection.json").read_text())
+    links = {link["href"] for link in collection["links"] if link["rel"] == "item"}
+    assert links == {"./a/north.json", "./tilted.json"} and collection["type"] == "Collection"
 
 
 @settings(deadline=None, max_examples=60)

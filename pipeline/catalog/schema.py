@@ -69,6 +69,8 @@ _RESULT = [
 ]
 
 RESULT_COLUMNS = tuple(field.name for field in _RESULT)
+# what predictions of older versions lack
+LATER_COLUMNS = {"mask_format", "confidence", "probabilities", *_SCENE, "class_area_m2", "area_error"}
 PIXEL_COLUMNS = ("mask", "confidence", "probabilities")  # what costs more to read than all the rest
 MASK_COLUMNS = ("mask", "mask_format", "mask_dtype", "height", "width")  # what decoding a mask takes
 

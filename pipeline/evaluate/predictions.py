@@ -53,11 +53,7 @@ class Predictions:
             raise InputError(
                 "predictions hold no masks", where=uri, found="--mask-format none", expected="raw, png or rle"
             )
-        needed = set(schema.predictions_schema().names) - {
-            "mask_format",
-            "confidence",
-            "probabilities",
-        }  # which older ones lack
+        needed = set(schema.predictions_schema().names) - schema.LATER_COLUMNS
         missing = sorted(needed - set(columns.names))
         if missing:
             raise InputError("predictions lack a column", where=files[0], expected=missing[0])

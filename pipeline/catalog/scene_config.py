@@ -24,7 +24,8 @@ class SceneConfig:
     )
     area_of_interest: str | None = option(
         None,
-        "Only what lies within: a GeoJSON, GeoParquet, shapefile or GeoPackage, or west,south,east,north in degrees.",
+        "Only what lies within: a GeoJSON, GeoParquet, shapefile or GeoPackage, or west,south,east,north in degrees "
+        "or west,south,east,north;EPSG:32618 in a crs.",
         group=SCENES,
     )
     assets: str | None = option(
